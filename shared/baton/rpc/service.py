@@ -1,0 +1,129 @@
+"""Run one service: logs, traces, metrics, gRPC with health and reflection, and a graceful end on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from pydantic_settings import CliApp
+
+from baton import __version__
+from baton.rpc.channel import SERVER_OPTIONS
+from baton.rpc.interceptor import ErrorInterceptor
+from baton.rpc.settings import ServiceSettings
+from baton.telemetry import logs, metrics, tracing
+
+log = logging.getLogger(__name__)
+
+SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
+
+
+class Runtime:
+    """What a service gets to build itself: the server to register on, health, and the ways to end."""
+
+    def __init__(self, name: str, server: grpc.aio.Server) -> None:
+        self.name = name
+        self.server = server
+        self.draining = asyncio.Event()  # set on SIGTERM: take nothing new
+        self.health = health.aio.HealthServicer()
+        self.service_names: list[str] = []
+        self.failure: str | None = None
+        self.stopping = asyncio.Event()
+
+    def register(self, full_name: str) -> None:
+        """Name a gRPC service ("baton.v1.Inference") for health and reflection."""
+        self.service_names.append(full_name)
+
+    async def set_serving(self, serving: bool) -> None:
+        """Health of the process and of each of its services."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ["", *self.service_names]:
+            await self.health.set(name, status)
+
+    def fail(self, why: str) -> None:
+        """End the process with exit code 1: it lost something it cannot live without."""
+        self.failure = why
+        self.stopping.set()
+
+
+Build = Callable[[SettingsT, Runtime], AbstractAsyncContextManager[None]]
+
+
+def main(name: str, settings_class: type[SettingsT], build: Build[SettingsT], argv: list[str] | None = None) -> int:
+    """Entry point of a service process. `build` registers the servicers on entry and frees everything on exit."""
+    settings = CliApp.run(settings_class, cli_args=sys.argv[1:] if argv is None else argv, cli_exit_on_error=True)
+    logs.configure(name, settings.log_level)
+    return asyncio.run(_run(name, settings, build))
+
+
+async def _run(name: str, settings: SettingsT, build: Build[SettingsT]) -> int:
+    tracing.configure(name, settings.otlp_endpoint, settings.trace_ratio)
+    interceptors: list[grpc.aio.ServerInterceptor] = [*tracing.server_interceptors(), ErrorInterceptor()]
+    server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
+    runtime = Runtime(name, server)
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, runtime.stopping.set)
+    exporter = metrics.serve(settings.metrics_listen)
+    try:
+        building = asyncio.ensure_future(_serve(settings, runtime, build, exporter.address if exporter else ""))
+        await building
+    finally:
+        if exporter:
+            exporter.close()
+        tracing.shutdown()
+    if runtime.failure:
+        log.error("stopped: %s", runtime.failure)
+        return 1
+    log.info("stopped")
+    return 0
+
+
+async def _serve(settings: SettingsT, runtime: Runtime, build: Build[SettingsT], metrics_address: str) -> None:
+    async with build(settings, runtime):
+        health_pb2_grpc.add_HealthServicer_to_server(runtime.health, runtime.server)
+        reflection.enable_server_reflection(
+            [*runtime.service_names, health.SERVICE_NAME, reflection.SERVICE_NAME], runtime.server
+        )
+        port = runtime.server.add_insecure_port(settings.listen)
+        host = settings.listen.rpartition(":")[0]
+        address = f"{host}:{port}"
+        await runtime.server.start()
+        await runtime.set_serving(True)
+        # Everything alive now lives as long as the process: keep it out of every later collection.
+        gc.collect()
+        gc.freeze()
+        ready = {
+            "service": runtime.name,
+            "version": __version__,
+            "grpc": address,
+            "metrics": metrics_address,
+            "pid": os.getpid(),
+        }
+        log.info("serving", extra=ready)
+        if settings.ready_file:
+            write_atomically(settings.ready_file, json.dumps(ready))
+        await runtime.stopping.wait()
+        log.info("draining")
+        runtime.draining.set()
+        await runtime.set_serving(False)
+        await runtime.server.stop(0 if runtime.failure else settings.drain_seconds)
+
+
+def write_atomically(path: Any, text: str) -> None:
+    """A reader sees the whole text or no file."""
+    draft = f"{path}.{os.getpid()}"
+    with open(draft, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(draft, path)
