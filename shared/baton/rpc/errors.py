@@ -9,7 +9,7 @@ from __future__ import annotations
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 DOMAIN = "baton"
@@ -134,6 +134,5 @@ def to_status(error: BatonError, request_id: str) -> grpc.Status:
         box = any_pb2.Any()
         box.Pack(detail)
         packed.append(box)
-    number: int = error.code.value[0]
-    status = status_pb2.Status(code=code_pb2.Code.Name(number), message=str(error), details=packed)
+    status = status_pb2.Status(code=error.code.value[0], message=str(error), details=packed)
     return rpc_status.to_status(status)

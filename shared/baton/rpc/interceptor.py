@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
@@ -15,12 +17,21 @@ log = logging.getLogger(__name__)
 _INTERNAL = "internal error; the server's log has the details under this request id"
 
 
-def request_id_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """The caller's x-request-id, or "-"."""
+current_request_id: ContextVar[str] = ContextVar("current_request_id", default="-")
+
+
+def adopt_request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """The request id of this call: the caller's x-request-id if it is usable, else a new one. Errors will carry it."""
+    request_id = _sent_request_id(context) or uuid.uuid4().hex
+    current_request_id.set(request_id)
+    return request_id
+
+
+def _sent_request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     for key, value in context.invocation_metadata() or ():
-        if key == "x-request-id":
-            return value if isinstance(value, str) else "-"
-    return "-"
+        if key == "x-request-id" and isinstance(value, str) and 0 < len(value) <= 128 and value.isprintable():
+            return value
+    return ""
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -51,7 +62,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
 
 async def _abort(error: Exception, context: grpc.aio.ServicerContext[Any, Any], method: str) -> None:
-    request_id = request_id_of(context)
+    request_id = current_request_id.get()
     if isinstance(error, BatonError):
         await context.abort_with_status(to_status(error, request_id))
     log.exception("unexpected error in %s", method, exc_info=error, extra={"request_id": request_id})
