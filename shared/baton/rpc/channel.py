@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import grpc
+
+from baton.telemetry.tracing import client_interceptors
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
@@ -35,14 +39,49 @@ SERVER_OPTIONS: list[tuple[str, int | str]] = [
 ]
 
 
-def mesh_channel(target: str, interceptors: Sequence[grpc.aio.ClientInterceptor] | None = None) -> grpc.aio.Channel:
-    """A channel to another service of the mesh.
+def mesh_channel(target: str) -> grpc.aio.Channel:
+    """A channel to another service of the mesh; its calls carry the current trace.
 
     Args:
         target: gRPC name, for example "127.0.0.1:4000" or "dns:///decode:4000".
-        interceptors: client interceptors; None: those tracing wants.
     """
-    from baton.telemetry.tracing import client_interceptors
+    return grpc.aio.insecure_channel(target, options=MESH_CHANNEL_OPTIONS, interceptors=client_interceptors())
 
-    chosen = client_interceptors() if interceptors is None else list(interceptors)
-    return grpc.aio.insecure_channel(target, options=MESH_CHANNEL_OPTIONS, interceptors=chosen)
+
+class ChannelPool:
+    """One channel per target, shared by all calls, kept while in use and a while after.
+
+    Args:
+        limit: channels kept beyond those in use; the longest unused one is closed first.
+    """
+
+    def __init__(self, limit: int = 64) -> None:
+        self._limit = limit
+        self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
+        self._users: dict[str, int] = {}
+
+    @asynccontextmanager
+    async def channel(self, target: str) -> AsyncIterator[grpc.aio.Channel]:
+        """The channel to a target, held open at least as long as the block."""
+        if target not in self._channels:
+            self._channels[target] = mesh_channel(target)
+        self._channels.move_to_end(target)
+        self._users[target] = self._users.get(target, 0) + 1
+        try:
+            yield self._channels[target]
+        finally:
+            self._users[target] -= 1
+            if not self._users[target]:
+                del self._users[target]
+            await self._shrink()
+
+    async def close(self) -> None:
+        """Close all channels and cancel what runs on them."""
+        channels, self._channels = list(self._channels.values()), OrderedDict()
+        for channel in channels:
+            await channel.close()
+
+    async def _shrink(self) -> None:
+        idle = [target for target in self._channels if target not in self._users]
+        for target in idle[: max(0, len(idle) - self._limit)]:
+            await self._channels.pop(target).close()

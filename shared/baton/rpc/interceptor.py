@@ -1,16 +1,19 @@
-"""Server interceptor: the one place where a Python exception becomes a gRPC status."""
+"""The rim of every service: one span per call, and the one place where a Python exception becomes a gRPC status."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 
 from baton.rpc.errors import BatonError, to_status
+from baton.telemetry.tracing import ServerSpan, server_span
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +37,12 @@ def _sent_request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     return ""
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Maps BatonError to its status, and anything unexpected to INTERNAL with a fixed text."""
+class RimInterceptor(grpc.aio.ServerInterceptor):
+    """What every call of every service goes through: a server span, and exceptions mapped to statuses.
+
+    Streaming handlers are async generators. They are driven here, and closed here when the call ends in any way, so a
+    handler's `async with` blocks have run when the call is over.
+    """
 
     async def intercept_service(
         self,
@@ -46,58 +53,52 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return handler
         method = handler_call_details.method
+        codec = (handler.request_deserializer, handler.response_serializer)
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(
-                _guard_unary(handler.unary_unary, method), handler.request_deserializer, handler.response_serializer
-            )
+            return grpc.unary_unary_rpc_method_handler(_guard_unary(handler.unary_unary, method), *codec)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream, method), handler.request_deserializer, handler.response_serializer
-            )
-        if handler.stream_stream:
-            return grpc.stream_stream_rpc_method_handler(
-                _guard_stream(handler.stream_stream, method), handler.request_deserializer, handler.response_serializer
-            )
+            return grpc.unary_stream_rpc_method_handler(_guard_stream(handler.unary_stream, method), *codec)
+        if handler.stream_stream and inspect.isasyncgenfunction(handler.stream_stream):
+            return grpc.stream_stream_rpc_method_handler(_guard_stream(handler.stream_stream, method), *codec)
         return handler
-
-
-async def _abort(error: Exception, context: grpc.aio.ServicerContext[Any, Any], method: str) -> None:
-    request_id = current_request_id.get()
-    if isinstance(error, BatonError):
-        await context.abort_with_status(to_status(error, request_id))
-    log.exception("unexpected error in %s", method, exc_info=error, extra={"request_id": request_id})
-    await context.abort(grpc.StatusCode.INTERNAL, _INTERNAL)
-
-
-def _expected(error: Exception) -> bool:
-    """Errors gRPC itself raises to end a call (abort) pass through untouched."""
-    return isinstance(error, grpc.aio.AbortError)
 
 
 def _guard_unary(behavior: Any, method: str) -> Any:
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        try:
-            return await behavior(request, context)
-        except Exception as error:  # noqa: BLE001 the rim: everything below raises, only this catches
-            if _expected(error):
-                raise
-            await _abort(error, context, method)
+        with server_span(method, context.invocation_metadata()) as span:
+            try:
+                return await behavior(request, context)
+            except Exception as error:  # noqa: BLE001 the rim: everything below raises, only this catches
+                await _abort(error, context, method, span)
 
     return guarded
 
 
 def _guard_stream(behavior: Any, method: str) -> Any:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        responses = behavior(request, context)
-        try:
-            async for response in responses:
-                yield response
-        except Exception as error:  # noqa: BLE001 the rim: everything below raises, only this catches
-            if _expected(error):
-                raise
-            await _abort(error, context, method)
-        finally:
-            # A cancelled call must run the handler's own clean-up now, not when the generator is collected.
-            await responses.aclose()
+    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        with server_span(method, context.invocation_metadata()) as span:
+            try:
+                async with aclosing(behavior(request, context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
+            except Exception as error:  # noqa: BLE001 the rim: everything below raises, only this catches
+                await _abort(error, context, method, span)
 
     return guarded
+
+
+async def _abort(
+    error: Exception, context: grpc.aio.ServicerContext[Any, Any], method: str, span: ServerSpan
+) -> NoReturn:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error  # gRPC's own way of ending a call
+    request_id = current_request_id.get()
+    if isinstance(error, BatonError):
+        span.failed(error.code, error.reason)
+        await context.abort_with_status(to_status(error, request_id))
+    if isinstance(error, NotImplementedError):
+        span.failed(grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED")
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served here")
+    log.error("unexpected error in %s", method, exc_info=error, extra={"request_id": request_id})
+    span.failed(grpc.StatusCode.INTERNAL, type(error).__name__)
+    await context.abort(grpc.StatusCode.INTERNAL, _INTERNAL)

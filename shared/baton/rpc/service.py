@@ -20,7 +20,7 @@ from pydantic_settings import CliApp
 
 from baton import __version__
 from baton.rpc.channel import SERVER_OPTIONS
-from baton.rpc.interceptor import ErrorInterceptor
+from baton.rpc.interceptor import RimInterceptor
 from baton.rpc.settings import ServiceSettings
 from baton.telemetry import logs, metrics, tracing
 
@@ -69,16 +69,14 @@ def main(name: str, settings_class: type[SettingsT], build: Build[SettingsT], ar
 
 async def _run(name: str, settings: SettingsT, build: Build[SettingsT]) -> int:
     tracing.configure(name, settings.otlp_endpoint, settings.trace_ratio)
-    interceptors: list[grpc.aio.ServerInterceptor] = [*tracing.server_interceptors(), ErrorInterceptor()]
-    server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=[RimInterceptor()], options=SERVER_OPTIONS)
     runtime = Runtime(name, server)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, runtime.stopping.set)
     exporter = metrics.serve(settings.metrics_listen)
     try:
-        building = asyncio.ensure_future(_serve(settings, runtime, build, exporter.address if exporter else ""))
-        await building
+        await _serve(settings, runtime, build, exporter.address if exporter else "")
     finally:
         if exporter:
             exporter.close()

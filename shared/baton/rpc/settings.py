@@ -18,5 +18,7 @@ class ServiceSettings(BaseSettings):
     ready_file: Path | None = Field(None, description="JSON with addresses and pid is written here once serving")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     drain_seconds: float = Field(30.0, ge=0, description="how long running requests may take to finish on SIGTERM")
-    otlp_endpoint: str = Field("", description="OpenTelemetry collector, host:port of its gRPC receiver; empty: no traces")
+    otlp_endpoint: str = Field(
+        "", description="OpenTelemetry collector, host:port of its gRPC receiver; empty: no traces"
+    )
     trace_ratio: float = Field(1.0, ge=0, le=1, description="share of requests traced, when the caller did not decide")

@@ -5,15 +5,22 @@ Without an endpoint nothing is installed: no interceptor, no span, no cost.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import grpc
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from baton import __version__
 
+_propagator = TraceContextTextMapPropagator()
 _provider: TracerProvider | None = None
 
 
@@ -41,22 +48,108 @@ def enabled() -> bool:
     return _provider is not None
 
 
-def server_interceptors() -> list[grpc.aio.ServerInterceptor]:
-    """Interceptors that open a server span per call, as a child of the caller's span."""
-    if _provider is None:
-        return []
-    from opentelemetry.instrumentation.grpc import aio_server_interceptor
+class ServerSpan:
+    """The span of one served call."""
 
-    return [aio_server_interceptor(tracer_provider=_provider)]
+    __slots__ = ("_span",)
+
+    def __init__(self, span: trace.Span | None) -> None:
+        self._span = span
+
+    def failed(self, code: grpc.StatusCode, reason: str) -> None:
+        """The call ends with this status."""
+        if self._span is not None:
+            self._span.set_attribute("rpc.response.status_code", code.name)
+            self._span.set_attribute("error.type", reason)
+            self._span.set_status(trace.StatusCode.ERROR)
+
+
+_NO_SPAN = ServerSpan(None)
+
+
+@contextmanager
+def server_span(method: str, metadata: Iterable[tuple[str, str | bytes]] | None) -> Iterator[ServerSpan]:
+    """Serve a call ("/package.Service/Method") inside the block: its span is the current one, a child of the caller's."""
+    if _provider is None:
+        yield _NO_SPAN
+        return
+    carrier = {key: value for key, value in metadata or () if isinstance(value, str)}
+    parent = _propagator.extract(carrier)
+    tracer = _provider.get_tracer("baton")
+    with tracer.start_as_current_span(
+        method.lstrip("/"),
+        context=parent,
+        kind=trace.SpanKind.SERVER,
+        attributes={"rpc.system.name": "grpc", "rpc.method": method.lstrip("/")},
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        try:
+            yield ServerSpan(span)
+        except asyncio.CancelledError:
+            ServerSpan(span).failed(grpc.StatusCode.CANCELLED, "CANCELLED")
+            raise
 
 
 def client_interceptors() -> list[grpc.aio.ClientInterceptor]:
-    """Interceptors that open a client span per call and send its context along."""
+    """Interceptors that open a client span per call and send its context along; none while tracing is off."""
     if _provider is None:
         return []
-    from opentelemetry.instrumentation.grpc import aio_client_interceptors
+    return [_TraceUnaryUnary(), _TraceUnaryStream(), _TraceStreamStream()]
 
-    return list(aio_client_interceptors(tracer_provider=_provider))
+
+async def _traced(continuation: Any, details: grpc.aio.ClientCallDetails, request: Any) -> Any:
+    """Start the call in a client span that ends when the call does, however it does."""
+    assert _provider is not None
+    method = details.method.decode() if isinstance(details.method, bytes) else details.method
+    span = _provider.get_tracer("baton").start_span(
+        method.lstrip("/"),
+        kind=trace.SpanKind.CLIENT,
+        attributes={"rpc.system.name": "grpc", "rpc.method": method.lstrip("/")},
+    )
+    carrier: dict[str, str] = {}
+    _propagator.inject(carrier, context=trace.set_span_in_context(span))
+    metadata = grpc.aio.Metadata(*(details.metadata or ()), *carrier.items())
+    call = await continuation(details._replace(metadata=metadata), request)
+
+    def end(done: Any) -> None:
+        # A done callback runs in the call's own task or after it; the status is known without waiting.
+        code = _code_of(done)
+        if code is not grpc.StatusCode.OK:
+            span.set_attribute("rpc.response.status_code", code.name)
+            span.set_attribute("error.type", code.name)
+            span.set_status(trace.StatusCode.ERROR)
+        span.end()
+
+    call.add_done_callback(end)
+    return call
+
+
+def _code_of(call: Any) -> grpc.StatusCode:
+    """The status of a finished call: its `code` coroutine returns without suspending then."""
+    waiting = call.code()
+    try:
+        waiting.send(None)
+    except StopIteration as done:
+        code: grpc.StatusCode = done.value
+        return code
+    waiting.close()
+    return grpc.StatusCode.UNKNOWN
+
+
+class _TraceUnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await _traced(continuation, client_call_details, request)
+
+
+class _TraceUnaryStream(grpc.aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await _traced(continuation, client_call_details, request)
+
+
+class _TraceStreamStream(grpc.aio.StreamStreamClientInterceptor):
+    async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return await _traced(continuation, client_call_details, request_iterator)
 
 
 def shutdown() -> None:

@@ -1,0 +1,209 @@
+"""The life of a request in the decode tier, top to bottom.
+
+1. The router's request arrives; fingerprint and sampling are checked.
+2. The engine reserves a KV slot for it (admission). Until then it queues; when it holds one, `Accepted` goes out.
+3. A short prompt is computed here. A longer one is fetched from the first prefill candidate: its first token is streamed
+   the moment it comes, its KV is written straight into the slot, verified, and committed.
+4. If the prefill service is lost on the way, the slot is given up and the loop starts again with the next candidate, or
+   here when none is left; tokens already streamed count as part of the prompt, so nothing repeats.
+5. The engine decodes it in the running batch; tokens become text, stop strings end it, messages go to the router.
+6. `Finished` says how it went. Whatever way the call ends, leaving the `async with` frees the slot: here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+from baton.engine.client import EngineClient, EngineDied, RequestHandle
+from baton.engine.messages import Failed, FinishReason, Output, Reserved, Role, Submit
+from baton.internal.v1 import decode_pb2, decode_pb2_grpc, prefill_pb2
+from baton.rpc.errors import FingerprintMismatch, InvalidArgument, Unavailable, WorkerLost
+from baton.rpc.interceptor import current_request_id
+from baton.rpc.service import Runtime
+from baton.telemetry.ledger import Timeline
+from baton.text.tokenizer import Tokenizer
+from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
+from baton.worker.calls import Calls
+from baton.worker.engine import engine_error
+from baton.worker.engine_time import EngineTime
+from baton.worker.sampling import FINISH_REASONS, engine_sampling
+
+from baton_decode.answer import Answer
+from baton_decode.prefill_client import PrefillClient, PrefillLost
+
+log = logging.getLogger(__name__)
+
+
+class DecodeServicer(decode_pb2_grpc.DecodeServicer):
+    """Runs requests."""
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        tokenizer: Tokenizer,
+        prefill: PrefillClient,
+        local_prefill_tokens: int,
+        calls: Calls,
+        runtime: Runtime,
+    ) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._prefill = prefill
+        self._local_prefill_tokens = local_prefill_tokens
+        self._calls = calls
+        self._runtime = runtime
+
+    async def Generate(
+        self, request: decode_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncGenerator[decode_pb2.GenerateResponse, None]:
+        """Serve one request."""
+        run = Run(self._tokenizer, request)
+        current_request_id.set(request.request_id)
+        self._check(request, run)
+        candidates = deque(request.prefill_candidates)
+        with self._calls.track(request.request_id):
+            accepted = False
+            while not run.answer.finished:
+                try:
+                    async with self._engine.request(run.submit()) as handle:
+                        slot = await run.reserve(handle)
+                        if not accepted:
+                            accepted = True
+                            yield decode_pb2.GenerateResponse(
+                                accepted=decode_pb2.Accepted(incarnation=self._engine.incarnation)
+                            )
+                        if candidates and len(run.token_ids) > self._local_prefill_tokens:
+                            target = candidates.popleft()
+                            fetching = self._fetch(run, handle, slot, target, context.time_remaining())
+                            async with aclosing(fetching) as messages:
+                                async for message in messages:
+                                    yield message
+                        else:
+                            run.placement = inference_pb2.PLACEMENT_LOCAL
+                            handle.compute_here()
+                        async with aclosing(run.stream(handle)) as messages:
+                            async for message in messages:
+                                yield message
+                except PrefillLost as error:
+                    log.warning("prefill lost: %s", error, extra={"request_id": request.request_id})
+                except EngineDied as error:
+                    raise WorkerLost(str(error)) from error
+        yield decode_pb2.GenerateResponse(finished=run.finished())
+
+    async def _fetch(
+        self, run: Run, handle: RequestHandle, slot: int, target: str, timeout: float | None
+    ) -> AsyncGenerator[decode_pb2.GenerateResponse, None]:
+        """Get the prompt's KV from a prefill service; streams the first token, then commits the KV."""
+        run.timeline.enter(ledger_pb2.KIND_NETWORK, ledger_pb2.HOP_PREFILL)
+        first: prefill_pb2.FirstToken | None = None
+        async with aclosing(self._prefill.fetch(target, run.request, run.token_ids, slot, timeout)) as messages:
+            async for message in messages:
+                if isinstance(message, prefill_pb2.FirstToken):
+                    first = message
+                    run.timeline.book(ledger_pb2.HOP_PREFILL, first.timing)
+                    run.placement = inference_pb2.PLACEMENT_REMOTE
+                    tokens = run.take([first.token_id], first.finish_reason)
+                    run.timeline.enter(ledger_pb2.KIND_TRANSFER)
+                    yield tokens
+                elif first is None:
+                    raise PrefillLost(f"{target} sent no first token")
+                else:
+                    run.transport = inference_pb2.TRANSPORT_GRPC
+                    handle.commit(first.token_id)
+
+    def _check(self, request: decode_pb2.GenerateRequest, run: Run) -> None:
+        if self._runtime.draining.is_set():
+            raise Unavailable("this decode worker is draining")
+        if request.model_fingerprint != self._engine.spec.fingerprint:
+            raise FingerprintMismatch(
+                f"the request is for model {request.model_fingerprint}, this worker runs {self._engine.spec.fingerprint}"
+            )
+        if not request.token_ids:
+            raise InvalidArgument("token_ids", "must not be empty")
+        if len(run.answer.token_ids) >= request.sampling.max_tokens:
+            raise InvalidArgument("delivered_token_ids", "the answer is already max_tokens long")
+
+
+class Run:
+    """One request's state in this tier: the answer so far, its ledger, and where its prompt was computed."""
+
+    def __init__(self, tokenizer: Tokenizer, request: decode_pb2.GenerateRequest) -> None:
+        self.timeline = Timeline(ledger_pb2.HOP_DECODE)
+        self.request = request
+        self.answer = Answer(tokenizer, request)
+        self.placement = inference_pb2.PLACEMENT_UNSPECIFIED
+        self.transport = inference_pb2.TRANSPORT_UNSPECIFIED
+        self.preemptions = 0
+        self._sampling = engine_sampling(request.sampling)
+        self._first_token_sent = False
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Prompt and answer so far: what must be in the KV cache for the next token."""
+        return [*self.request.token_ids, *self.answer.token_ids]
+
+    def submit(self) -> Submit:
+        """The engine request that goes on from here."""
+        return Submit(
+            request_id=self.request.request_id,
+            role=Role.RECEIVE,
+            token_ids=self.token_ids,
+            num_prompt_tokens=len(self.request.token_ids),
+            sampling=self._sampling,
+            priority=self.request.priority,
+        )
+
+    async def reserve(self, handle: RequestHandle) -> int:
+        """Wait for KV memory; returns the slot."""
+        self.timeline.enter(ledger_pb2.KIND_QUEUE)
+        event = await handle.next()
+        self.timeline.enter(ledger_pb2.KIND_OVERHEAD)
+        if isinstance(event, Failed):
+            raise engine_error(event)
+        assert isinstance(event, Reserved), event
+        return event.slot
+
+    async def stream(self, handle: RequestHandle) -> AsyncGenerator[decode_pb2.GenerateResponse, None]:
+        """The engine's tokens until the answer ends."""
+        engine_time = EngineTime(self.timeline, ledger_pb2.HOP_DECODE)
+        while not self.answer.finished:
+            with engine_time.waiting():
+                event = await handle.next()
+            if isinstance(event, Failed):
+                raise engine_error(event)
+            assert isinstance(event, Output), event
+            engine_time.book(event)
+            self.preemptions = event.preemptions
+            yield self.take(event.token_ids, _finish_reason(event.finish_reason))
+
+    def take(self, token_ids: list[int], finish_reason: sampling_pb2.FinishReason) -> decode_pb2.GenerateResponse:
+        """Tokens into the answer, and the message that streams them."""
+        self.timeline.enter(ledger_pb2.KIND_TOKENIZE)
+        tokens = self.answer.take(token_ids, finish_reason)
+        self.timeline.enter(ledger_pb2.KIND_OVERHEAD)
+        if not self._first_token_sent and tokens.token_ids:
+            self._first_token_sent = True
+            tokens.timing.CopyFrom(self.timeline.timing())
+        return decode_pb2.GenerateResponse(tokens=tokens)
+
+    def finished(self) -> decode_pb2.Finished:
+        """How the request went."""
+        return decode_pb2.Finished(
+            finish_reason=self.answer.finish_reason,
+            usage=sampling_pb2.Usage(
+                prompt_tokens=len(self.request.token_ids), completion_tokens=len(self.answer.token_ids)
+            ),
+            prefill_placement=self.placement,
+            transport=self.transport,
+            timing=self.timeline.timing(),
+            preemptions=self.preemptions,
+        )
+
+
+def _finish_reason(reason: FinishReason | None) -> sampling_pb2.FinishReason:
+    return sampling_pb2.FINISH_REASON_UNSPECIFIED if reason is None else FINISH_REASONS[reason]

@@ -1,0 +1,118 @@
+"""Getting a prompt's KV from a prefill service into a reserved slot."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+import grpc
+from baton.engine.client import EngineClient
+from baton.handoff.receiver import KvReceiver
+from baton.handoff.wire import WIRE_VERSION, layer_table
+from baton.internal.v1 import decode_pb2, kv_pb2, prefill_pb2, prefill_pb2_grpc
+from baton.rpc.channel import ChannelPool
+from baton.rpc.errors import HandoffCorrupt
+from prometheus_client import Counter
+
+log = logging.getLogger(__name__)
+
+HANDOFF_BYTES = Counter("baton_handoff_bytes_total", "KV bytes received", ["transport"])
+HANDOFFS = Counter("baton_handoffs_total", "Handoffs by outcome", ["outcome"])
+
+
+class PrefillLost(Exception):
+    """The prefill service failed, vanished, fell silent, or sent broken KV. Another one, or this worker, can do it."""
+
+
+class PrefillClient:
+    """Runs `Prefill.Prefill` calls.
+
+    Args:
+        channels: to the prefill services.
+        engine: whose pool receives.
+        credit_bytes: KV bytes allowed in flight per request.
+        silence: seconds without any message after which the call is given up.
+    """
+
+    def __init__(self, channels: ChannelPool, engine: EngineClient, credit_bytes: int, silence: float) -> None:
+        self._channels = channels
+        self._engine = engine
+        self._credit_bytes = credit_bytes
+        self._silence = silence
+        self._table = layer_table(engine.spec)
+
+    async def fetch(
+        self,
+        target: str,
+        request: decode_pb2.GenerateRequest,
+        token_ids: Sequence[int],
+        slot: int,
+        timeout: float | None,
+    ) -> AsyncGenerator[prefill_pb2.FirstToken | prefill_pb2.Done, None]:
+        """Have `token_ids` computed at `target`, and their KV written into `slot`.
+
+        Yields:
+            The first token as soon as it is known, then, when every byte is here and verified, Done. A first token that
+            ends the answer comes alone: its KV is not needed.
+
+        Raises:
+            PrefillLost: the slot's content is worthless; whoever owns the slot goes on some other way.
+        """
+        start = prefill_pb2.Start(
+            request_id=request.request_id,
+            wire_version=WIRE_VERSION,
+            model_fingerprint=self._engine.spec.fingerprint,
+            layer_table=self._table,
+            token_ids=token_ids,
+            prompt_tokens=len(request.token_ids),
+            start_token=0,
+            sampling=request.sampling,
+            credit_bytes=self._credit_bytes,
+            codecs=[kv_pb2.KV_CODEC_RAW],
+            priority=request.priority,
+        )
+        receiver = KvReceiver(self._engine.layout, self._engine.memory, slot, 0, len(token_ids))
+        # At most one entry per chunk in flight, and those are bounded by the credit.
+        credits: asyncio.Queue[int] = asyncio.Queue()
+        async with self._channels.channel(target) as channel:
+            call = prefill_pb2_grpc.PrefillStub(channel).Prefill(_requests(start, credits), timeout=timeout)
+            messages = aiter(call)
+            try:
+                while True:
+                    async with asyncio.timeout(self._silence):
+                        message = await anext(messages, None)
+                    if message is None:
+                        raise PrefillLost(f"{target} ended the call early")
+                    match message.WhichOneof("message"):
+                        case "chunk":
+                            credits.put_nowait(receiver.accept(message.chunk))
+                        case "first_token":
+                            yield message.first_token
+                            if message.first_token.finish_reason:
+                                HANDOFFS.labels("not_needed").inc()
+                                return
+                        case "done":
+                            receiver.verify(message.done)
+                            HANDOFFS.labels("ok").inc()
+                            yield message.done
+                            return
+            except TimeoutError:
+                HANDOFFS.labels("silent").inc()
+                raise PrefillLost(f"{target} said nothing for {self._silence:g} s") from None
+            except grpc.aio.AioRpcError as error:
+                HANDOFFS.labels(error.code().name.lower()).inc()
+                raise PrefillLost(f"{target}: {error.code().name} {error.details()}") from error
+            except HandoffCorrupt as error:
+                HANDOFFS.labels("corrupt").inc()
+                raise PrefillLost(f"{target}: {error}") from error
+            finally:
+                call.cancel()
+                HANDOFF_BYTES.labels("grpc").inc(receiver.received_bytes)
+
+
+async def _requests(start: prefill_pb2.Start, credits: asyncio.Queue[int]) -> AsyncIterator[prefill_pb2.PrefillRequest]:
+    """Start, then credits for ever: cancelling the call ends it."""
+    yield prefill_pb2.PrefillRequest(start=start)
+    while True:
+        yield prefill_pb2.PrefillRequest(credit=prefill_pb2.Credit(bytes=await credits.get()))

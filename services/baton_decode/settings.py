@@ -1,0 +1,18 @@
+"""Settings of the decode service."""
+
+from baton.worker.settings import WorkerSettings
+from pydantic import Field
+
+
+class DecodeSettings(WorkerSettings):
+    """`python -m baton_decode`: runs requests to their end, batched, with prompts computed here or by prefill."""
+
+    local_prefill_tokens: int = Field(
+        64, ge=0, description="prompts up to this many tokens are computed here; longer ones by a prefill service"
+    )
+    handoff_credit_bytes: int = Field(
+        8 * 1024 * 1024, ge=1024 * 1024, description="KV bytes a prefill service may have in flight to one request"
+    )
+    prefill_silence_seconds: float = Field(
+        30.0, gt=0, description="a prefill call that says nothing for this long is given up"
+    )

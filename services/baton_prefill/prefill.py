@@ -1,0 +1,165 @@
+"""The life of a request in the prefill tier, top to bottom.
+
+1. `Start` arrives: version, model and layer table are compared before anything is computed.
+2. The prompt joins the engine's queue; `PrefillAccepted` goes out.
+3. The engine computes it in chunks. After each layer of each chunk it says which tokens are ready, and the sender streams
+   them while the next layer computes, as far as the caller's credit reaches.
+4. The first token is sampled and overtakes all KV still queued.
+5. When the last chunk is out, `Done` follows and the call ends. Whatever way it ends, leaving the `async with` frees the
+   prompt's KV: here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from baton.engine.client import EngineClient, EngineDied, RequestHandle
+from baton.engine.messages import Failed, KvReady, Output, Role, Submit
+from baton.handoff.sender import KvSender
+from baton.handoff.wire import WIRE_VERSION, chunk_tokens, layer_table
+from baton.internal.v1 import kv_pb2, prefill_pb2, prefill_pb2_grpc
+from baton.rpc.errors import (
+    FailedPrecondition,
+    FingerprintMismatch,
+    InvalidArgument,
+    Unavailable,
+    WorkerLost,
+)
+from baton.rpc.interceptor import current_request_id
+from baton.rpc.service import Runtime
+from baton.telemetry.ledger import Timeline
+from baton.v1 import ledger_pb2
+from baton.worker.calls import Calls
+from baton.worker.engine import engine_error
+from baton.worker.engine_time import EngineTime
+from baton.worker.sampling import FINISH_REASONS, engine_sampling
+
+_START_TIMEOUT = 5.0  # seconds a caller may take for its first message
+
+
+class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
+    """Computes prompts and streams their KV."""
+
+    def __init__(self, engine: EngineClient, calls: Calls, runtime: Runtime) -> None:
+        self._engine = engine
+        self._calls = calls
+        self._runtime = runtime
+        self._table = layer_table(engine.spec)
+
+    async def Prefill(
+        self,
+        request_iterator: AsyncIterator[prefill_pb2.PrefillRequest],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[prefill_pb2.PrefillResponse]:
+        """Serve one prompt."""
+        timeline = Timeline(ledger_pb2.HOP_PREFILL)
+        start = await self._receive_start(request_iterator)
+        current_request_id.set(start.request_id)
+        self._check(start)
+        submit = Submit(
+            request_id=start.request_id,
+            role=Role.PREFILL,
+            token_ids=list(start.token_ids),
+            num_prompt_tokens=start.prompt_tokens,
+            sampling=engine_sampling(start.sampling),
+            start_token=start.start_token,
+            priority=start.priority,
+        )
+        sender = KvSender(self._engine.layout, self._engine.memory, start.credit_bytes)
+        with self._calls.track(start.request_id):
+            async with self._engine.request(submit) as handle:
+                sender.control(
+                    prefill_pb2.PrefillResponse(
+                        accepted=prefill_pb2.PrefillAccepted(incarnation=self._engine.incarnation)
+                    )
+                )
+                feeding = [
+                    asyncio.create_task(_feed(handle, sender, timeline)),
+                    asyncio.create_task(_take_credits(request_iterator, sender)),
+                ]
+                try:
+                    async for message in sender.messages():
+                        yield message
+                finally:
+                    # Both are gone before the slot is freed: nobody reads it any more.
+                    for task in feeding:
+                        task.cancel()
+                    await asyncio.gather(*feeding, return_exceptions=True)
+        digest = sender.digest
+        yield prefill_pb2.PrefillResponse(
+            done=prefill_pb2.Done(
+                chunks=digest.chunks, bytes=digest.bytes, checksum=digest.value(), timing=timeline.timing()
+            )
+        )
+
+    async def _receive_start(self, requests: AsyncIterator[prefill_pb2.PrefillRequest]) -> prefill_pb2.Start:
+        try:
+            async with asyncio.timeout(_START_TIMEOUT):
+                first = await anext(requests, None)
+        except TimeoutError:
+            raise InvalidArgument("start", f"did not come within {_START_TIMEOUT:g} s") from None
+        if first is None or first.WhichOneof("message") != "start":
+            raise InvalidArgument("start", "must be the first message")
+        return first.start
+
+    def _check(self, start: prefill_pb2.Start) -> None:
+        """Refuse what does not fit before a byte moves."""
+        if self._runtime.draining.is_set():
+            raise Unavailable("this prefill worker is draining")
+        if start.wire_version != WIRE_VERSION:
+            raise FailedPrecondition(f"wire version {start.wire_version} is not {WIRE_VERSION}")
+        if start.model_fingerprint != self._engine.spec.fingerprint:
+            raise FingerprintMismatch(
+                f"the caller runs model {start.model_fingerprint}, this worker {self._engine.spec.fingerprint}"
+            )
+        if start.layer_table != self._table:
+            raise FingerprintMismatch("the caller's layer table is not this worker's")
+        if kv_pb2.KV_CODEC_RAW not in start.codecs:
+            raise FailedPrecondition("the caller takes none of this worker's codecs: KV_CODEC_RAW")
+        if not start.token_ids:
+            raise InvalidArgument("token_ids", "must not be empty")
+        if start.start_token >= len(start.token_ids):
+            raise InvalidArgument("start_token", f"must be below the number of tokens, {len(start.token_ids)}")
+        layout = self._engine.layout
+        largest = max(sum(layout.token_bytes(i)) * chunk_tokens(layout, i) for i in range(len(layout.layers)))
+        if start.credit_bytes < largest:
+            raise InvalidArgument("credit_bytes", f"must hold one chunk, {largest} bytes")
+
+
+async def _feed(handle: RequestHandle, sender: KvSender, timeline: Timeline) -> None:
+    """Pass the engine's events to the sender until the first token, which comes last."""
+    engine_time = EngineTime(timeline, ledger_pb2.HOP_PREFILL)
+    try:
+        while True:
+            with engine_time.waiting():
+                event = await handle.next()
+            if isinstance(event, KvReady):
+                sender.ready(event.slot, event.layer, event.start, event.stop)
+            elif isinstance(event, Output):
+                engine_time.book(event)
+                first = prefill_pb2.FirstToken(token_id=event.token_ids[0], timing=timeline.timing())
+                if event.finish_reason is not None:
+                    # The answer is one token long: nobody will read the KV.
+                    first.finish_reason = FINISH_REASONS[event.finish_reason]
+                    sender.drop_queued()
+                sender.control(prefill_pb2.PrefillResponse(first_token=first))
+                timeline.enter(ledger_pb2.KIND_TRANSFER)
+                sender.finish()
+                return
+            elif isinstance(event, Failed):
+                sender.fail(engine_error(event))
+                return
+    except EngineDied as error:
+        sender.fail(WorkerLost(str(error)))
+
+
+async def _take_credits(requests: AsyncIterator[prefill_pb2.PrefillRequest], sender: KvSender) -> None:
+    """Pass credits on until the caller closes its side. A lost caller cancels the call itself."""
+    async for request in requests:
+        if request.WhichOneof("message") != "credit":
+            sender.fail(InvalidArgument("start", "came twice"))
+            return
+        sender.credit(request.credit.bytes)

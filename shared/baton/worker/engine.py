@@ -1,0 +1,76 @@
+"""Start a service's engine process, follow its loading, and end the service when the engine ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from baton.engine.client import EngineClient
+from baton.engine.messages import Failed, FailureReason, StepReport
+from baton.rpc.errors import BatonError, FailedPrecondition, InvalidArgument, Overloaded
+from baton.rpc.service import Runtime
+from baton.worker.settings import WorkerSettings
+
+log = logging.getLogger(__name__)
+
+STEP_SECONDS = Histogram(
+    "baton_engine_step_seconds",
+    "Duration of one engine step",
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2),
+)
+RUNNING = Gauge("baton_engine_running_requests", "Requests in the running batch")
+WAITING = Gauge("baton_engine_waiting_requests", "Requests waiting for a slot or memory")
+KV_USED = Gauge("baton_kv_used_tokens", "KV tokens held")
+KV_FREE = Gauge("baton_kv_free_tokens", "KV tokens free")
+PREEMPTIONS = Counter("baton_preemptions_total", "Requests that lost their KV memory and were recomputed")
+
+
+@asynccontextmanager
+async def running_engine(settings: WorkerSettings, runtime: Runtime) -> AsyncIterator[EngineClient]:
+    """An engine that lives as long as the block. If its process dies, the service fails with it."""
+
+    def progress(stage: str, fraction: float) -> None:
+        log.info("loading", extra={"stage": stage, "fraction": round(fraction, 3)})
+
+    engine = await EngineClient.start(settings.engine(), on_progress=progress, timeout=settings.load_timeout)
+    engine.on_report.append(_record)
+    watchdog = asyncio.create_task(_fail_with(engine, runtime))
+    try:
+        yield engine
+    finally:
+        watchdog.cancel()
+        await asyncio.gather(watchdog, return_exceptions=True)
+        await engine.close()
+
+
+def engine_error(failed: Failed) -> BatonError:
+    """The engine's refusal in the mesh's terms."""
+    match failed.reason:
+        case FailureReason.INVALID:
+            return InvalidArgument("token_ids", failed.message)
+        case FailureReason.CAPACITY:
+            return FailedPrecondition(failed.message)
+        case FailureReason.OVERLOADED:
+            return Overloaded(failed.message)
+        case FailureReason.INTERNAL:
+            return BatonError(failed.message)
+
+
+async def _fail_with(engine: EngineClient, runtime: Runtime) -> None:
+    await engine.wait_dead()
+    runtime.fail("the engine process died")
+
+
+def _record(report: StepReport) -> None:
+    if report.duration_ns:
+        STEP_SECONDS.observe(report.duration_ns / 1e9)
+    RUNNING.set(report.running)
+    WAITING.set(report.waiting)
+    KV_USED.set(report.used_tokens)
+    KV_FREE.set(report.free_tokens)
+    if report.preempted:
+        PREEMPTIONS.inc(report.preempted)

@@ -1,0 +1,50 @@
+"""Book the engine's own account of a request into the front's timeline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from baton.engine.messages import Output
+from baton.telemetry.ledger import Timeline
+from baton.v1 import ledger_pb2
+
+
+class EngineTime:
+    """Splits the time a front waits for its engine into the engine's compute and queue time.
+
+    The engine reports cumulative sums. It may work while the front is busy with an earlier token; what a wait can hold
+    is at most the wait itself, so only that is carved out of it: the rest was hidden.
+
+    Args:
+        timeline: of the request.
+        hop: the front's hop.
+    """
+
+    def __init__(self, timeline: Timeline, hop: ledger_pb2.Hop) -> None:
+        self._timeline = timeline
+        self._hop = hop
+        self._compute_ns = 0
+        self._queue_ns = 0
+        self._waited_ns = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The front waits for the engine inside the block."""
+        self._timeline.enter(ledger_pb2.KIND_OVERHEAD)
+        started = time.monotonic_ns()
+        try:
+            yield
+        finally:
+            self._waited_ns += time.monotonic_ns() - started
+
+    def book(self, output: Output) -> None:
+        """Attribute the waits since the last call to what the engine did meanwhile."""
+        compute = min(output.compute_ns - self._compute_ns, self._waited_ns)
+        queue = min(output.queue_ns - self._queue_ns, self._waited_ns - compute)
+        self._compute_ns, self._queue_ns, self._waited_ns = output.compute_ns, output.queue_ns, 0
+        self._timeline.carve(
+            (self._hop, ledger_pb2.KIND_OVERHEAD),
+            {(self._hop, ledger_pb2.KIND_COMPUTE): compute, (self._hop, ledger_pb2.KIND_QUEUE): queue},
+        )
