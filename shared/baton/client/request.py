@@ -1,0 +1,183 @@
+"""What goes out: prompts, messages and options, and their protobuf form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, TypedDict, cast
+
+from baton.v1 import chat_pb2, inference_pb2, sampling_pb2
+
+Prompt = str | Sequence[int]
+"""Text, or token ids of the model's vocabulary."""
+
+
+class Role(Enum):
+    """Who speaks in a conversation."""
+
+    SYSTEM = chat_pb2.ROLE_SYSTEM
+    USER = chat_pb2.ROLE_USER
+    ASSISTANT = chat_pb2.ROLE_ASSISTANT
+
+
+class CacheMode(Enum):
+    """How the response cache may be used."""
+
+    USE = inference_pb2.CACHE_MODE_USE
+    BYPASS = inference_pb2.CACHE_MODE_BYPASS
+    REFRESH = inference_pb2.CACHE_MODE_REFRESH
+    ONLY = inference_pb2.CACHE_MODE_ONLY
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    text: str
+
+
+class Options(TypedDict, total=False):
+    """Options of one request; an absent one leaves the choice to the server. Ranges are in protos/baton/v1.
+
+    max_tokens and the other sampling fields mean what SamplingParams says of them.
+    """
+
+    model: str
+    max_tokens: int
+    min_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    seed: int
+    stop: Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    skip_special_tokens: bool
+    include_stop: bool
+    cache: CacheMode
+    priority: int
+    request_id: str
+    """Id of the request in logs and traces, 1 to 128 visible ASCII characters."""
+    timeout: float | None
+    """Deadline in seconds from now. Absent: the client's. None: none."""
+
+
+_SCALARS: Final = (
+    "max_tokens",
+    "min_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "ignore_eos",
+    "skip_special_tokens",
+    "include_stop",
+)
+
+_KNOWN: Final = frozenset(Options.__annotations__)
+
+
+def sampling(options: Options) -> sampling_pb2.SamplingParams:
+    """The sampling fields that are set.
+
+    Raises:
+        TypeError: an option nobody knows.
+        ValueError: a value its field cannot hold, for example a negative max_tokens.
+    """
+    unknown = options.keys() - _KNOWN
+    if unknown:
+        raise TypeError(f"unknown option: {', '.join(sorted(unknown))}")
+    values = cast("dict[str, object]", options)
+    params = sampling_pb2.SamplingParams()
+    for name in _SCALARS:
+        if values.get(name) is not None:
+            setattr(params, name, values[name])
+    params.stop.extend(options.get("stop", ()))
+    params.stop_token_ids.extend(options.get("stop_token_ids", ()))
+    params.logit_bias.update(options.get("logit_bias", {}))
+    return params
+
+
+def generate_request(prompt: Prompt, options: Options) -> inference_pb2.GenerateRequest:
+    """A Generate request."""
+    request = inference_pb2.GenerateRequest(model=options.get("model", ""), sampling=sampling(options))
+    _set_prompt(request, prompt)
+    _set_common(request, options)
+    return request
+
+
+def stream_generate_request(prompt: Prompt, options: Options) -> inference_pb2.StreamGenerateRequest:
+    """A StreamGenerate request."""
+    request = inference_pb2.StreamGenerateRequest(model=options.get("model", ""), sampling=sampling(options))
+    _set_prompt(request, prompt)
+    _set_common(request, options)
+    return request
+
+
+def chat_request(messages: Sequence[Message], options: Options) -> inference_pb2.ChatRequest:
+    """A Chat request."""
+    request = inference_pb2.ChatRequest(
+        model=options.get("model", ""), sampling=sampling(options), messages=_messages(messages)
+    )
+    _set_common(request, options)
+    return request
+
+
+def stream_chat_request(messages: Sequence[Message], options: Options) -> inference_pb2.StreamChatRequest:
+    """A StreamChat request."""
+    request = inference_pb2.StreamChatRequest(
+        model=options.get("model", ""), sampling=sampling(options), messages=_messages(messages)
+    )
+    _set_common(request, options)
+    return request
+
+
+def metadata(options: Options, always: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """gRPC metadata of a call: the client's own, and the request id."""
+    request_id = options.get("request_id")
+    return (*always, ("x-request-id", request_id)) if request_id else tuple(always)
+
+
+def timeout(options: Options, default: float | None) -> float | None:
+    """Deadline of a call, seconds from now."""
+    return options.get("timeout", default)
+
+
+def _messages(messages: Sequence[Message]) -> list[chat_pb2.ChatMessage]:
+    return [
+        chat_pb2.ChatMessage(role=message.role.value, content=[chat_pb2.ContentPart(text=message.text)])
+        for message in messages
+    ]
+
+
+def _set_prompt(request: inference_pb2.GenerateRequest | inference_pb2.StreamGenerateRequest, prompt: Prompt) -> None:
+    if isinstance(prompt, str):
+        request.text = prompt
+    else:
+        request.token_ids.ids.extend(prompt)
+
+
+def _set_common(
+    request: (
+        inference_pb2.GenerateRequest
+        | inference_pb2.StreamGenerateRequest
+        | inference_pb2.ChatRequest
+        | inference_pb2.StreamChatRequest
+    ),
+    options: Options,
+) -> None:
+    if "cache" in options:
+        request.cache_control.mode = options["cache"].value
+    if "priority" in options:
+        request.priority = options["priority"]
