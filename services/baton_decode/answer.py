@@ -14,8 +14,8 @@ from baton.v1 import sampling_pb2
 class Answer:
     """Generated tokens and their text.
 
-    What text is out after token i is a function of tokens 0..i alone, so a resumed answer goes on exactly where the lost
-    one stopped: the delivered tokens are replayed and their text, which the client has, is dropped.
+    What text is out after token i is a function of tokens 0..i alone, so a resumed answer goes on exactly where the
+    lost one stopped: the delivered tokens are replayed and their text, which the client has, is dropped.
 
     Args:
         tokenizer: of the model.

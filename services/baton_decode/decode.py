@@ -2,12 +2,13 @@
 
 1. The router's request arrives; fingerprint and sampling are checked.
 2. The engine reserves a KV slot for it (admission). Until then it queues; when it holds one, `Accepted` goes out.
-3. A short prompt is computed here. A longer one is fetched from the first prefill candidate: its first token is streamed
-   the moment it comes, its KV is written straight into the slot, verified, and committed.
+3. A short prompt is computed here. A longer one is fetched from the first prefill candidate: its first token is
+   streamed the moment it comes, its KV is written straight into the slot, verified, and committed.
 4. If the prefill service is lost on the way, the slot is given up and the loop starts again with the next candidate, or
    here when none is left; tokens already streamed count as part of the prompt, so nothing repeats.
 5. The engine decodes it in the running batch; tokens become text, stop strings end it, messages go to the router.
-6. `Finished` says how it went. Whatever way the call ends, leaving the `async with` frees the slot: here and nowhere else.
+6. `Finished` says how it went. Whatever way the call ends, leaving the `async with` frees the slot: here and nowhere
+   else.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class DecodeServicer(decode_pb2_grpc.DecodeServicer):
             raise Unavailable("this decode worker is draining")
         if request.model_fingerprint != self._engine.spec.fingerprint:
             raise FingerprintMismatch(
-                f"the request is for model {request.model_fingerprint}, this worker runs {self._engine.spec.fingerprint}"
+                f"the request is for model {request.model_fingerprint}, not {self._engine.spec.fingerprint}"
             )
         if not request.token_ids:
             raise InvalidArgument("token_ids", "must not be empty")

@@ -2,11 +2,11 @@
 
 1. `Start` arrives: version, model and layer table are compared before anything is computed.
 2. The prompt joins the engine's queue; `PrefillAccepted` goes out.
-3. The engine computes it in chunks. After each layer of each chunk it says which tokens are ready, and the sender streams
-   them while the next layer computes, as far as the caller's credit reaches.
+3. The engine computes it in chunks. After each layer of each chunk it says which tokens are ready, and the sender
+   streams them while the next layer computes, as far as the caller's credit reaches.
 4. The first token is sampled and overtakes all KV still queued.
-5. When the last chunk is out, `Done` follows and the call ends. Whatever way it ends, leaving the `async with` frees the
-   prompt's KV: here and nowhere else.
+5. When the last chunk is out, `Done` follows and the call ends. Whatever way it ends, leaving the `async with` frees
+   the prompt's KV: here and nowhere else.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from baton.internal.v1 import kv_pb2, prefill_pb2
 class KvSender:
     """Turns "these tokens of this layer are ready" into a stream of messages.
 
-    Nothing is copied before it is sent: a queued range is three numbers, its bytes stay in the pool. The queue is bounded
-    by layers x chunks of one prompt. One task feeds it (`ready`, `control`, `finish`, `credit`), one task reads
+    Nothing is copied before it is sent: a queued range is four numbers, its bytes stay in the pool. The queue is
+    bounded by layers x chunks of one prompt. One task feeds it (`ready`, `control`, `finish`, `credit`), one task reads
     `messages`; both on the same event loop.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a KV chunk is on the wire: layer table, layout, checksum. Page-size neutral, see protos/baton/internal/v1/kv.proto."""
+"""What a KV chunk is on the wire: layer table, layout, checksum. See protos/baton/internal/v1/kv.proto."""
 
 from __future__ import annotations
 

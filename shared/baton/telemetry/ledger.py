@@ -1,8 +1,8 @@
 """The latency ledger: one request's time in one process as a partition, and callees' accounts booked into it.
 
 A `Timeline` is always in exactly one state (hop, kind). `enter` closes the running interval and opens the next, so
-entries can neither overlap nor leave a gap. What a callee or the engine reports is *carved* out of the interval in which
-this process waited for it. Durations are nanoseconds of this process's monotonic clock.
+entries can neither overlap nor leave a gap. What a callee or the engine reports is *carved* out of the interval in
+which this process waited for it. Durations are nanoseconds of this process's monotonic clock.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ _NO_SPAN = ServerSpan(None)
 
 @contextmanager
 def server_span(method: str, metadata: Iterable[tuple[str, str | bytes]] | None) -> Iterator[ServerSpan]:
-    """Serve a call ("/package.Service/Method") inside the block: its span is the current one, a child of the caller's."""
+    """Serve a call ("/package.Service/Method") inside the block; its span is current there, a child of the caller's."""
     if _provider is None:
         yield _NO_SPAN
         return

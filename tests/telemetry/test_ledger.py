@@ -1,0 +1,65 @@
+"""The ledger is a partition: whatever happens, in whatever order, the parts sum to the whole."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baton.internal.v1 import timing_pb2
+from baton.telemetry.ledger import Timeline
+from baton.v1 import ledger_pb2
+
+KINDS = st.sampled_from([k for k in ledger_pb2.Kind.values() if k])
+steps = st.lists(st.tuples(st.integers(0, 10**9), KINDS), max_size=30)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@given(steps=steps, callee=st.lists(st.tuples(KINDS, st.integers(0, 10**8)), max_size=5), rest=st.integers(0, 10**6))
+def test_parts_sum_to_the_whole(steps: list[tuple[int, int]], callee: list[tuple[int, int]], rest: int) -> None:
+    clock = Clock()
+    timeline = Timeline(ledger_pb2.HOP_ROUTER, now=clock)
+    for wait, kind in steps:
+        clock.now += wait
+        timeline.enter(kind)
+    timeline.enter(ledger_pb2.KIND_NETWORK, ledger_pb2.HOP_DECODE)
+    clock.now += 10**9
+    entries = [timing_pb2.TimingEntry(hop=ledger_pb2.HOP_DECODE, kind=k, duration_ns=d) for k, d in callee]
+    total = sum(d for _, d in callee) + rest
+    timeline.book(ledger_pb2.HOP_DECODE, timing_pb2.HopTiming(total_ns=total, entries=entries))
+    clock.now += 5
+    timing = timeline.timing()
+    assert timing.total_ns == clock.now
+    assert sum(entry.duration_ns for entry in timing.entries) == clock.now
+    network = [
+        e.duration_ns
+        for e in timing.entries
+        if (e.hop, e.kind) == (ledger_pb2.HOP_DECODE, ledger_pb2.KIND_NETWORK)
+    ]
+    booked_as_network = sum(d for k, d in callee if k == ledger_pb2.KIND_NETWORK)
+    assert sum(network) == 10**9 + 5 - total + booked_as_network
+
+
+def test_states_do_not_overlap() -> None:
+    clock = Clock()
+    timeline = Timeline(ledger_pb2.HOP_DECODE, now=clock)
+    clock.now = 3
+    timeline.enter(ledger_pb2.KIND_QUEUE)
+    clock.now = 10
+    timeline.enter(ledger_pb2.KIND_COMPUTE)
+    clock.now = 30
+    partition = timeline.partition()
+    found = {(e.hop, e.kind): e.duration.ToNanoseconds() for e in partition.entries}
+    assert found == {
+        (ledger_pb2.HOP_DECODE, ledger_pb2.KIND_OVERHEAD): 3,
+        (ledger_pb2.HOP_DECODE, ledger_pb2.KIND_QUEUE): 7,
+        (ledger_pb2.HOP_DECODE, ledger_pb2.KIND_COMPUTE): 20,
+    }
+    assert partition.total.ToNanoseconds() == 30
+    assert partition.residual.ToNanoseconds() == 0
