@@ -1,0 +1,5 @@
+"""`baton bench`."""
+
+
+def bench() -> None:
+    """Measure."""

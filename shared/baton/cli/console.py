@@ -1,0 +1,75 @@
+"""What all commands share on the terminal: consoles, the --target option, and errors a person can act on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Final, NoReturn
+
+import grpc
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from baton.client import BatonRpcError
+
+out: Final = Console(highlight=False)
+"""Results."""
+err: Final = Console(stderr=True, highlight=False)
+"""Everything about the results: progress, usage, errors."""
+
+Target = Annotated[
+    str | None,
+    typer.Option(
+        envvar="BATON_TARGET",
+        help="host:port of the router. Default: the mesh `baton up` started last, else 127.0.0.1:50051.",
+        show_default=False,
+        metavar="HOST:PORT",
+    ),
+]
+
+
+def fail(message: str, *, hint: str = "", code: int = 1) -> NoReturn:
+    """Print an error and end the command."""
+    err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    if hint:
+        err.print(f"[dim]{escape(hint)}[/]", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def rpc_errors(target: str) -> Iterator[None]:
+    """Turn a failed call inside the block into a message and exit code 1, and Ctrl-C into exit code 130."""
+    try:
+        yield
+    except BatonRpcError as error:
+        fail(describe(error, target), hint=_hint(error))
+    except KeyboardInterrupt:
+        err.print("[dim]cancelled[/]")
+        raise typer.Exit(130) from None
+
+
+def describe(error: BatonRpcError, target: str) -> str:
+    """One line, or one per wrong field."""
+    if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
+        return f"nothing answers at {target}"
+    if error.violations:
+        return "\n".join(f"{violation.field}: {violation.description}" for violation in error.violations)
+    return f"{error.message or error.code.name} ({error.reason or error.code.name})"
+
+
+def _hint(error: BatonRpcError) -> str:
+    if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
+        return "Start a mesh with `baton up`, or name a router with --target."
+    parts = []
+    if error.retry_after is not None:
+        parts.append(f"Try again in {error.retry_after:g} s.")
+    if error.request_id and error.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE):
+        parts.append(f"Request id in the logs: {error.request_id}")
+    return " ".join(parts)
+
+
+def interactive() -> bool:
+    """Whether a person reads standard output."""
+    return sys.stdout.isatty()

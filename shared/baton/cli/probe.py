@@ -1,0 +1,129 @@
+"""Ask services how they are: gRPC health, the models of a router, the load of a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from baton.cli.mesh import Mesh, Process
+from baton.client import AsyncClient, BatonRpcError, ModelInfo
+from baton.internal.v1 import worker_pb2, worker_pb2_grpc
+
+_TIMEOUT: Final = 3.0
+"""Seconds a service gets to answer."""
+_WORKERS: Final = ("prefill", "decode")
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceState:
+    """What one service said."""
+
+    name: str
+    address: str
+    health: str
+    """"serving", "not serving", "unreachable", or a status code's name."""
+    load: worker_pb2.WatchResponse | None = None
+    """Of a worker that answered; None for the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeshState:
+    """What a router and the services behind it said."""
+
+    target: str
+    router: ServiceState
+    models: list[ModelInfo] = field(default_factory=list)
+    services: list[ServiceState] = field(default_factory=list)
+    """The known services, the router first; empty when no ready file tells where they are."""
+
+    @property
+    def serving(self) -> bool:
+        """Whether the router serves."""
+        return self.router.health == "serving"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "target": self.target,
+            "serving": self.serving,
+            "models": [
+                {
+                    "name": model.name,
+                    "ready": model.ready,
+                    "max_context": model.max_context,
+                    "vocab_size": model.vocab_size,
+                    "dtype": model.dtype,
+                    "chat": model.chat,
+                    "fingerprint": model.fingerprint,
+                }
+                for model in self.models
+            ],
+            "services": [_service_json(state) for state in self.services or [self.router]],
+        }
+
+
+async def probe(target: str, mesh: Mesh | None) -> MeshState:
+    """Ask the router at `target`, and every service of `mesh`, all at once. Never raises for a service's silence."""
+    async with asyncio.TaskGroup() as group:
+        router = group.create_task(_service(Process("router", "router", target, "", 0)))
+        models = group.create_task(_models(target))
+        others = [
+            group.create_task(_service(process))
+            for process in (mesh.services if mesh else ())
+            if process.service != "router"
+        ]
+    services = [router.result(), *(other.result() for other in others)] if mesh else []
+    return MeshState(target, router.result(), models.result(), services)
+
+
+async def _service(process: Process) -> ServiceState:
+    async with grpc.aio.insecure_channel(process.grpc) as channel:
+        try:
+            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            silent = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+            return ServiceState(process.name, process.grpc, "unreachable" if silent else error.code().name.lower())
+        name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        load = await _load(channel) if process.service in _WORKERS else None
+        return ServiceState(process.name, process.grpc, name.lower().replace("_", " "), load)
+
+
+async def _load(channel: grpc.aio.Channel) -> worker_pb2.WatchResponse | None:
+    call = worker_pb2_grpc.WorkerStub(channel).Watch(worker_pb2.WatchRequest(), timeout=_TIMEOUT)
+    try:
+        async for state in call:
+            return state
+    except grpc.aio.AioRpcError:
+        return None
+    finally:
+        call.cancel()
+    return None
+
+
+async def _models(target: str) -> list[ModelInfo]:
+    async with AsyncClient(target, timeout=_TIMEOUT) as client:
+        try:
+            return await client.models()
+        except BatonRpcError:
+            return []
+
+
+def _service_json(state: ServiceState) -> dict[str, Any]:
+    values: dict[str, Any] = {"name": state.name, "address": state.address, "health": state.health}
+    if state.load is not None:
+        values["load"] = {
+            "running": state.load.load.running,
+            "waiting": state.load.load.waiting,
+            "kv_used_tokens": state.load.load.kv_used_tokens,
+            "kv_tokens": state.load.capacity.kv_tokens,
+            "slots": state.load.capacity.slots,
+            "steps": state.load.load.steps,
+            "draining": state.load.draining,
+            "version": state.load.version,
+            "incarnation": state.load.incarnation,
+        }
+    return values

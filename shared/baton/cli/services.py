@@ -1,0 +1,47 @@
+"""`baton router`, `baton cache`, `baton prefill`, `baton decode`: one service in the foreground."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from typing import Final
+
+import typer
+
+_SERVICES: Final = {
+    "router": "Run one router: the public API in front of the tiers.",
+    "cache": "Run one cache service: the response cache in front of Redis.",
+    "prefill": "Run one prefill worker: computes prompts and hands their KV over.",
+    "decode": "Run one decode worker: batches and runs requests.",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add one command per service."""
+    for name, summary in _SERVICES.items():
+        app.command(
+            name,
+            help=f"{summary} Same flags as `python -m baton_{name}`; `baton {name} --help` lists them.",
+            rich_help_panel="One service",
+            add_help_option=False,
+            context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+        )(_runner(name))
+
+
+def command(service: str) -> list[str]:
+    """The command line of a service, without flags. By name only: the library never imports a service."""
+    return [sys.executable, "-m", f"baton_{service}"]
+
+
+def _runner(name: str):  # type: ignore[no-untyped-def]  # typer reads the inner function's signature
+    def run(context: typer.Context) -> None:
+        if importlib.util.find_spec(f"baton_{name}") is None:
+            typer.echo(f"error: the {name} service is not installed", err=True)
+            raise typer.Exit(2)
+        line = [*command(name), *context.args]
+        sys.stdout.flush()
+        # The service takes this process over: signals, exit code and pid are its own.
+        os.execv(line[0], line)
+
+    return run

@@ -1,0 +1,190 @@
+"""The mesh on this machine: starts the services in order, notices the first that ends, stops them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from baton import __version__
+from baton.cli.guarding import Guard
+from baton.cli.mesh import Mesh
+from baton.cli.plan import Plan
+from baton.cli.service_process import OnLog, ServiceDied, ServiceProcess
+from baton.client import AsyncClient, BatonRpcError
+
+if TYPE_CHECKING:
+    from baton.cli.redis_server import EmbeddedRedis
+
+_MARGIN: Final = 5.0
+"""Seconds a service gets on top of its drain before it is killed."""
+
+
+class StartTimeout(Exception):
+    """A service neither served nor ended in time."""
+
+
+class Stack:
+    """All services of a plan.
+
+    Args:
+        plan: what to start.
+        log_directory: where the services' output goes; None: the last lines are kept in memory.
+        start_timeout: seconds everything may take until it serves.
+        on_log: called with every JSON log line of every service.
+    """
+
+    def __init__(self, plan: Plan, log_directory: Path | None, start_timeout: float, on_log: OnLog) -> None:
+        self._plan = plan
+        self._log_directory = log_directory
+        self._start_timeout = start_timeout
+        self._on_log = on_log
+        self._directory = tempfile.TemporaryDirectory(prefix="baton-", ignore_cleanup_errors=True)
+        self._guard = Guard(plan.drain_seconds + _MARGIN, Path(self._directory.name))
+        self._redis: asyncio.Task[EmbeddedRedis] | None = None
+        self.router = self._service("router", "router", [])
+        self.cache = self._service("cache", "cache", [])
+        self.workers = [
+            self._service(name, service, plan.worker_arguments(service)) for name, service in plan.worker_names()
+        ]
+
+    @property
+    def services(self) -> list[ServiceProcess]:
+        """All services, in the order a person reads them."""
+        return [self.router, self.cache, *self.workers]
+
+    async def start(self) -> Mesh:
+        """Start everything and wait until all of it serves.
+
+        Raises:
+            ServiceDied: a service ended before it served, or after, while others were still starting.
+            StartTimeout: not within the start timeout.
+        """
+        try:
+            async with asyncio.timeout(self._start_timeout):
+                starting = asyncio.create_task(self._start_all())
+                watching = asyncio.create_task(self.died())
+                try:
+                    await asyncio.wait([starting, watching], return_when=asyncio.FIRST_COMPLETED)
+                    if starting.done():
+                        return starting.result()
+                    raise watching.result()
+                finally:
+                    await _cancelled(starting, watching)
+        except TimeoutError:
+            late = ", ".join(service.name for service in self.services if service.address is None)
+            raise StartTimeout(f"not serving after {self._start_timeout:g} s: {late or 'the router'}") from None
+
+    async def died(self) -> ServiceDied:
+        """Wait until the first service ends, whichever it is."""
+        while True:
+            for service in self.services:
+                if service.pid is not None and not service.running:
+                    return await service.died()
+            await asyncio.sleep(0.05)
+
+    async def stop(self) -> None:
+        """Stop everything: whoever calls before who is called, so that running requests can finish."""
+        grace = self._plan.drain_seconds + _MARGIN
+        tiers = [
+            [self.router],
+            [worker for worker in self.workers if worker.service == "decode"],
+            [worker for worker in self.workers if worker.service == "prefill"],
+            [self.cache],
+        ]
+        for tier in tiers:
+            await asyncio.gather(*(self._stop_one(service, grace) for service in tier))
+        if self._redis is not None:
+            await asyncio.wait([self._redis])
+            if self._redis.exception() is None:
+                redis = self._redis.result()
+                await asyncio.to_thread(redis.close)
+                self._guard.forget(redis.pid)
+        await asyncio.to_thread(self._guard.close)
+        self._directory.cleanup()
+
+    def kill(self) -> None:
+        """End everything at once, without any courtesy."""
+        for service in self.services:
+            service.kill()
+        # The guard gets what is left, Redis for one, when this process ends.
+
+    async def _start_all(self) -> Mesh:
+        redis_url = self._plan.redis_url
+        if not redis_url:
+            # Shielded: a Redis that starts while we are told to stop is still ours to stop.
+            self._redis = asyncio.create_task(asyncio.to_thread(_start_redis))
+            redis = await asyncio.shield(self._redis)
+            self._guard.watch(redis.pid)
+            redis_url = redis.url
+        self.cache.set_arguments(self._plan.cache_arguments(redis_url))
+        behind = [self.cache, *self.workers]
+        for service in behind:
+            self._guard.watch(await service.start())
+        await asyncio.gather(*(service.ready() for service in behind))
+        self.router.set_arguments(
+            self._plan.router_arguments(
+                decode=[_grpc(worker) for worker in self.workers if worker.service == "decode"],
+                prefill=[_grpc(worker) for worker in self.workers if worker.service == "prefill"],
+                cache=_grpc(self.cache),
+            )
+        )
+        self._guard.watch(await self.router.start())
+        await self.router.ready()
+        await self._model_ready(_grpc(self.router))
+        addresses = [service.address for service in self.services]
+        return Mesh(
+            version=__version__,
+            router=_grpc(self.router),
+            model=self._plan.served_name,
+            redis=redis_url,
+            pid=os.getpid(),
+            services=tuple(address for address in addresses if address is not None),
+        )
+
+    async def _model_ready(self, target: str) -> None:
+        """Wait until the router sees a decode worker: only then does the first request find one."""
+        async with AsyncClient(target, timeout=2.0) as client:
+            while True:
+                with suppress(BatonRpcError):
+                    if any(model.ready for model in await client.models()):
+                        return
+                await asyncio.sleep(0.05)
+
+    async def _stop_one(self, service: ServiceProcess, grace: float) -> None:
+        await service.stop(grace)
+        if service.pid is not None:
+            self._guard.forget(service.pid)
+
+    def _service(self, name: str, service: str, arguments: list[str]) -> ServiceProcess:
+        return ServiceProcess(
+            name,
+            service,
+            arguments,
+            directory=Path(self._directory.name),
+            log_directory=self._log_directory,
+            on_log=self._on_log,
+        )
+
+
+def _grpc(service: ServiceProcess) -> str:
+    assert service.address is not None
+    return service.address.grpc
+
+
+def _start_redis() -> EmbeddedRedis:
+    from baton.cli.redis_server import EmbeddedRedis  # only who has no Redis of his own needs one
+
+    redis = EmbeddedRedis()
+    redis.start()
+    return redis
+
+
+async def _cancelled(*tasks: asyncio.Task[object]) -> None:
+    """Cancel tasks and wait until they are over."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,8 @@
+"""`python -m baton_decode`, the fake."""
+
+import sys
+
+from fake_service import run
+
+if __name__ == "__main__":
+    sys.exit(run("decode"))
