@@ -83,7 +83,7 @@ class _View:
         table.add_row(self._spinner, "", "")
         for service in self._services:
             colour = _COLOURS.get(service.stage, "cyan")
-            filled = Text(bar(service.fraction, _BAR_CELLS).ljust(_BAR_CELLS), style=colour)
+            filled = Text(bar(service.fraction, _BAR_CELLS).ljust(_BAR_CELLS, "░"), style=colour)
             table.add_row(service.name, filled, Text(service.stage, style=colour))
         return table
 

@@ -84,7 +84,9 @@ def run(service: str) -> int:
         engine = None
         if service in ("prefill", "decode"):
             # What a real one has too: a process below it.
-            engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+            engine = subprocess.Popen(  # noqa: ASYNC220 a test may block
+                [sys.executable, "-c", "import time; time.sleep(300)"]
+            )
             worker_pb2_grpc.add_WorkerServicer_to_server(FakeWorker(), runtime.server)
         if service == "router":
             inference_pb2_grpc.add_InferenceServicer_to_server(FakeInference(settings.model_name), runtime.server)
