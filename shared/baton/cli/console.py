@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Final, NoReturn
@@ -18,6 +19,8 @@ out: Final = Console(highlight=False)
 """Results."""
 err: Final = Console(stderr=True, highlight=False)
 """Everything about the results: progress, usage, errors."""
+
+_REORDERING: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 Target = Annotated[
     str | None,
@@ -73,3 +76,12 @@ def _hint(error: BatonRpcError) -> str:
 def interactive() -> bool:
     """Whether a person reads standard output."""
     return sys.stdout.isatty()
+
+
+def printable(text: str) -> str:
+    """Text of a model without what would command the terminal: control characters, and marks that reorder text."""
+    return "".join(
+        character
+        for character in text
+        if character in "\n\t" or (unicodedata.category(character) != "Cc" and character not in _REORDERING)
+    )

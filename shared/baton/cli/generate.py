@@ -63,7 +63,7 @@ def generate(
         print(json.dumps(render.answer_json(answer, first_token_ns, elapsed_ns)))
         return
     if no_stream:
-        print(answer.text)
+        print(console.printable(answer.text) if console.interactive() else answer.text)
     if not quiet:
         tell(answer, first_token_ns, elapsed_ns, explain=explain)
 
@@ -106,12 +106,13 @@ def follow(stream: AnswerStream, started_ns: int, *, show: bool) -> tuple[Answer
     """Read a stream to its end, printing its text as it comes. The answer, and nanoseconds to its first token."""
     first_token_ns: int | None = None
     printed = ""
+    shown = console.printable if console.interactive() else str  # a file gets exactly what the model said
     try:
         for chunk in stream:
             if first_token_ns is None and chunk.token_ids:
                 first_token_ns = time.monotonic_ns() - started_ns
             if show and chunk.text:
-                sys.stdout.write(chunk.text)
+                sys.stdout.write(shown(chunk.text))
                 sys.stdout.flush()
                 printed = chunk.text
     finally:

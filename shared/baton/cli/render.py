@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -23,7 +24,8 @@ _COLOURS: Final = {
     "unattributed": "bright_black",
 }
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"
-_BAR_CELLS: Final = 40
+_BAR_CELLS: Final = 36
+_DOT: Final = " · "
 
 _ENDED: Final = {
     FinishReason.STOP: "the model ended it",
@@ -34,6 +36,24 @@ _ENDED: Final = {
 }
 
 
+class Flow:
+    """Parts with dots between them; a line that is too long breaks between its parts, not in them."""
+
+    def __init__(self, parts: Sequence[Text]) -> None:
+        self._parts = parts
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        line = Text()
+        for part in self._parts:
+            if line.cell_len and line.cell_len + len(_DOT) + part.cell_len > options.max_width:
+                yield line
+                line = Text()
+            elif line.cell_len:
+                line.append(_DOT, style="dim")
+            line.append_text(part)
+        yield line
+
+
 def milliseconds(nanoseconds: float) -> str:
     """A duration in ms with three significant digits or so: 0.04, 1.23, 45.6, 789."""
     value = nanoseconds / 1e6
@@ -41,7 +61,7 @@ def milliseconds(nanoseconds: float) -> str:
     return f"{value:,.{digits}f}"
 
 
-def usage_line(answer: Answer, first_token_ns: int | None, elapsed_ns: int) -> Text:
+def usage_line(answer: Answer, first_token_ns: int | None, elapsed_ns: int) -> Flow:
     """Token counts, the client's own times, and how the mesh served it, in one line."""
     usage = answer.usage
     cached = f" ({usage.cached_prompt_tokens} cached)" if usage.cached_prompt_tokens else ""
@@ -62,22 +82,21 @@ def usage_line(answer: Answer, first_token_ns: int | None, elapsed_ns: int) -> T
         parts.append(f"moved {answer.migrations}×")
     if _ENDED[answer.finish_reason]:
         parts.append(_ENDED[answer.finish_reason])
-    return Text(" · ".join(parts), style="dim")
+    return Flow([Text(part, style="dim") for part in parts])
 
 
-def ledger_line(answer: Answer) -> Text | None:
+def ledger_line(answer: Answer) -> Flow | None:
     """The ledger in one line, largest parts first; None when the server sent none."""
     total = answer.ledger.total
     if total is None or total.total_ns <= 0:
         return None
     ranked = sorted(total.entries, key=lambda entry: -entry.duration_ns)
     shown = [entry for entry in ranked if entry.duration_ns >= 0.01 * total.total_ns][:5]
-    line = Text("where the time went: ", style="dim")
-    for index, entry in enumerate(shown):
-        line.append(" · " if index else "", style="dim")
-        line.append(f"{entry.hop} {entry.kind}", style=_COLOURS.get(entry.kind, "white"))
-        line.append(f" {entry.duration_ns / total.total_ns:.0%}", style="dim")
-    return line
+    parts = []
+    for entry in shown:
+        part = Text(f"{entry.hop} {entry.kind}", style=_COLOURS.get(entry.kind, "white"))
+        parts.append(part.append(f" {entry.duration_ns / total.total_ns:.0%}", style="dim"))
+    return Flow(parts)
 
 
 def ledger_bars(answer: Answer) -> RenderableType:
@@ -85,7 +104,10 @@ def ledger_bars(answer: Answer) -> RenderableType:
     parts: list[RenderableType] = []
     for title, partition in (("to the first token", answer.ledger.first_token), ("whole request", answer.ledger.total)):
         if partition is not None:
-            parts += [Text(), _bars(title, partition)]
+            parts += [Text(), Text(f"{title}: {milliseconds(partition.total_ns)} ms", style="bold"), _bars(partition)]
+            if partition.hidden_transfer_ns:
+                hidden = milliseconds(partition.hidden_transfer_ns)
+                parts.append(Text(f"besides, {hidden} ms of KV transfer hidden behind compute", style="dim"))
     if not parts:
         return Text("The server sent no ledger.", style="dim")
     return Group(*parts)
@@ -125,13 +147,13 @@ def bar(share: float, cells: int = _BAR_CELLS) -> str:
     return "█" * full + (_EIGHTHS[rest] if rest else "")
 
 
-def _bars(title: str, partition: Partition) -> Table:
-    table = Table(box=None, padding=(0, 1), pad_edge=False, title=None, show_header=True, header_style="bold")
-    table.add_column("hop", no_wrap=True)
-    table.add_column("kind", no_wrap=True)
-    table.add_column("ms", justify="right", no_wrap=True)
-    table.add_column("share", justify="right", no_wrap=True)
-    table.add_column(f"{title}: {milliseconds(partition.total_ns)} ms", no_wrap=True, overflow="crop")
+def _bars(partition: Partition) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True, overflow="crop")
     rows = [(entry.hop, entry.kind, entry.duration_ns) for entry in partition.entries if entry.duration_ns]
     if partition.residual_ns:
         rows.append(("", "unattributed", partition.residual_ns))
@@ -143,17 +165,12 @@ def _bars(title: str, partition: Partition) -> Table:
         table.add_row(
             "" if hop == previous else hop,
             Text(kind, style=colour),
-            milliseconds(duration),
+            f"{milliseconds(duration)} ms",
             f"{share:.1%}",
             Text(bar(share) or "▏", style=colour),
         )
         previous = hop
-    if partition.hidden_transfer_ns:
-        table.add_row("", Text("hidden", style="dim"), milliseconds(partition.hidden_transfer_ns), "", _HIDDEN)
     return table
-
-
-_HIDDEN: Final = Text("KV moved while the request computed: beside the sum, not in it", style="dim")
 
 
 def _partition_json(partition: Partition | None) -> dict[str, Any] | None:

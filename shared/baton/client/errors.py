@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -51,21 +51,14 @@ class BatonRpcError(Exception):
         self.request_id = request_id
 
 
-class _FailedCall(Protocol):
-    """What grpc.RpcError really is: both flavours have these."""
-
-    def code(self) -> grpc.StatusCode: ...
-    def details(self) -> str | None: ...
-
-
 def wrap(error: grpc.RpcError) -> BatonRpcError:
     """The client's error for gRPC's, google.rpc details unpacked. Details that do not parse are left out."""
-    call: _FailedCall = error  # type: ignore[assignment]  # grpc types RpcError as an empty class
+    call = cast("grpc.Call", error)  # what grpc raises is always both; its types do not say so
     reason, request_id = "", ""
     violations: list[FieldViolation] = []
     retry_after: float | None = None
     try:
-        status = rpc_status.from_call(error)
+        status = rpc_status.from_call(call)
     except (ValueError, DecodeError):
         status = None
     for box in status.details if status else ():
