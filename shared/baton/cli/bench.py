@@ -62,10 +62,11 @@ def bench(
     ] = None,
     markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the tables here.")] = None,
 ) -> None:
-    """Measure TTFT, ITL, TPOT, end-to-end latency and throughput. The response cache is bypassed unless you say so.
+    """Measure latency and throughput under load.
 
-    Open-loop latency counts from the scheduled send time. Exit code 3 when the generator itself was too late (lag p99
-    above 5 ms), 1 when no request ended well.
+    Reports TTFT, ITL, TPOT, end-to-end latency, tokens/s and requests/s. The response cache is bypassed unless you say
+    so. Open-loop latency counts from the scheduled send time. Exit code 3 when the generator itself was too late (lag
+    p99 above 5 ms), 1 when no request ended well.
     """
     if rate is not None and concurrency is not None:
         console.fail("--rate is an open loop, --concurrency a closed one: choose", code=2)

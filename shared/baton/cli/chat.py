@@ -49,7 +49,11 @@ def chat(
     timeout: Annotated[float, typer.Option(help="Seconds one answer may take.")] = 300.0,
     explain: Annotated[bool, typer.Option("--explain", help="Show where each answer's time went.")] = False,
 ) -> None:
-    """Talk with the model. Ctrl-C stops an answer; /quit, Ctrl-D or the end of the input ends."""
+    """Talk with the model.
+
+    Ctrl-C stops an answer; /quit, Ctrl-D or the end of the input ends. Without a terminal, each line of standard input
+    is one turn.
+    """
     address = target_or_default(target)
     options = sampling_options(
         model=model, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, timeout=timeout
@@ -115,3 +119,6 @@ def _lines() -> Iterator[str]:
         except EOFError:
             print()
             return
+        except KeyboardInterrupt:
+            print()
+            console.err.print("[dim]Ctrl-D or /quit ends.[/]")

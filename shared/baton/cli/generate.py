@@ -33,7 +33,10 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the answer only.")] = False,
 ) -> None:
-    """Continue a prompt. The answer goes to standard output, all about it to standard error."""
+    """Continue a prompt, and see where the time went.
+
+    The answer goes to standard output, all about it to standard error.
+    """
     text = sys.stdin.read() if prompt == "-" else prompt
     options = sampling_options(
         model=model,

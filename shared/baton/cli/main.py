@@ -11,6 +11,7 @@ app = typer.Typer(
     name="baton",
     help="Serve language models from separate prefill and decode tiers, and see where every millisecond went.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     add_completion=False,
     pretty_exceptions_enable=False,
 )

@@ -90,6 +90,13 @@ def write(path: Path, mesh: Mesh) -> None:
     draft.replace(path)
 
 
+def remove(path: Path, pid: int) -> None:
+    """Remove a ready file if it is still that of the `baton up` with this pid, and not of one started since."""
+    mesh = read(path)
+    if mesh is not None and mesh.pid == pid:
+        path.unlink(missing_ok=True)
+
+
 def last_ready_file() -> Path:
     """Where this user's latest mesh is remembered. Its directory exists and belongs to the user alone.
 

@@ -1,4 +1,7 @@
-"""`baton router`, `baton cache`, `baton prefill`, `baton decode`: one service in the foreground."""
+"""`baton router`, `baton cache`, `baton prefill`, `baton decode`: one service in the foreground.
+
+Their flags are those of `python -m baton_router` and the others, --help included.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def register(app: typer.Typer) -> None:
     for name, summary in _SERVICES.items():
         app.command(
             name,
-            help=f"{summary} Same flags as `python -m baton_{name}`; `baton {name} --help` lists them.",
+            help=summary,
             rich_help_panel="One service",
             add_help_option=False,
             context_settings={"allow_extra_args": True, "ignore_unknown_options": True},

@@ -26,7 +26,10 @@ def status(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
-    """Show the models, and the health and load of every known service. Exit code 1 when the router does not serve."""
+    """Show the models, and the health and load of every service.
+
+    Exit code 1 when the router does not serve.
+    """
     if ready_file is None:
         known = mesh.last()
     else:

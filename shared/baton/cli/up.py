@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
@@ -63,8 +64,9 @@ def up(
     drain_seconds: Annotated[float, typer.Option(min=0, help="Seconds running requests get to finish.")] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ready file's JSON once all serve.")] = False,
 ) -> None:
-    """Start router, cache, prefill, decode and Redis on this machine, with the bundled model unless you name one.
+    """Run the whole mesh on this machine until Ctrl-C.
 
+    Starts router, cache, prefill, decode and Redis on loopback, with the bundled model unless you name one.
     Ctrl-C stops everything and leaves nothing behind; a second Ctrl-C does not wait. Exit code 0 after a stop, 1 when a
     service failed.
     """
@@ -98,8 +100,13 @@ def up(
         extra=extra,
     )
     _require_free(listen)
+    if ready_file is not None and not ready_file.absolute().parent.is_dir():
+        console.fail(f"--ready-file {ready_file}: there is no such directory", code=2)
     if log_dir is not None:
-        log_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            log_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            console.fail(f"--log-dir {log_dir}: {error.strerror}", code=2)
     raise typer.Exit(asyncio.run(_run(plan, log_dir, start_timeout, ready_file, as_json)))
 
 
@@ -116,6 +123,8 @@ async def _run(plan: Plan, log_dir: Path | None, start_timeout: float, ready_fil
 
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signum is signal.SIGHUP and signal.getsignal(signum) is signal.SIG_IGN:
+            continue  # nohup: the terminal may go
         loop.add_signal_handler(signum, on_signal)
 
     written: list[Path] = []
@@ -140,7 +149,7 @@ async def _run(plan: Plan, log_dir: Path | None, start_timeout: float, ready_fil
     finally:
         stop.set()  # from here on another signal kills
         for path in written:
-            path.unlink(missing_ok=True)
+            mesh.remove(path, os.getpid())
         with progress.stopping(stack.services):
             await stack.stop()
 
@@ -161,10 +170,12 @@ async def _unless(stop: asyncio.Event, work: Coroutine[None, None, T]) -> T | No
 def _announce(running: Mesh, ready_file: Path | None, as_json: bool, seconds: float) -> list[Path]:
     """Tell the world that the mesh serves. Returns the files to remove at the end."""
     written = []
-    for path in (mesh.last_ready_file(), ready_file):
-        if path is not None:
-            mesh.write(path, running)
-            written.append(path)
+    if ready_file is not None:
+        mesh.write(ready_file, running)
+        written.append(ready_file)
+    with suppress(OSError):  # a convenience for the other commands: they can be told the address as well
+        mesh.write(mesh.last_ready_file(), running)
+        written.append(mesh.last_ready_file())
     if as_json:
         print(json.dumps(running.to_json()), flush=True)
         return written
