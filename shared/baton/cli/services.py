@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from typing import Final
 
 import typer
@@ -37,7 +38,7 @@ def command(service: str) -> list[str]:
     return [sys.executable, "-m", f"baton_{service}"]
 
 
-def _runner(name: str):  # type: ignore[no-untyped-def]  # typer reads the inner function's signature
+def _runner(name: str) -> Callable[[typer.Context], None]:
     def run(context: typer.Context) -> None:
         if importlib.util.find_spec(f"baton_{name}") is None:
             typer.echo(f"error: the {name} service is not installed", err=True)

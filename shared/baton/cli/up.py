@@ -118,6 +118,7 @@ async def _run(plan: Plan, log_dir: Path | None, start_timeout: float, ready_fil
     def on_signal() -> None:
         if stop.is_set():
             stack.kill()
+            console.err.show_cursor(True)  # the progress display hides it
             os._exit(_KILLED_BY_SECOND_CTRL_C)
         stop.set()
 
