@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 def main(lines: Iterable[str], grace: float) -> None:
@@ -39,14 +39,14 @@ def main(lines: Iterable[str], grace: float) -> None:
     while time.monotonic() < deadline and any(_send(os.kill, pid, 0) for pid in watched):
         time.sleep(0.05)
     for pid in watched:
-        # The group, so that what a service started goes with it; each leads its own.
-        _send(os.killpg, pid, signal.SIGKILL)
+        # The group, so that what a service started goes with it. A process that leads none goes alone.
+        if not _send(os.killpg, pid, signal.SIGKILL):
+            _send(os.kill, pid, signal.SIGKILL)
     for directory in directories:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _send(kill: object, pid: int, signum: int) -> bool:
-    assert callable(kill)
+def _send(kill: Callable[[int, int], None], pid: int, signum: int) -> bool:
     try:
         kill(pid, signum)
     except (ProcessLookupError, PermissionError):
