@@ -1,1 +1,1 @@
-"""The router service."""
+"""The router: the public API in front of the tiers."""

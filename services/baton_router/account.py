@@ -1,0 +1,63 @@
+"""A request's time in the router: one timeline for the whole, and one that stops at the first token."""
+
+from __future__ import annotations
+
+from baton.internal.v1 import timing_pb2
+from baton.telemetry.ledger import Timeline
+from baton.v1 import ledger_pb2
+
+
+class Account:
+    """Both partitions of the latency ledger in the making.
+
+    A callee's timing that comes with the first token covers only the time until then, and its final one covers that
+    again: so the first is booked into a timeline of its own.
+    """
+
+    __slots__ = ("_first", "_first_token", "_total")
+
+    def __init__(self) -> None:
+        self._total = Timeline(ledger_pb2.HOP_ROUTER)
+        self._first = Timeline(ledger_pb2.HOP_ROUTER)
+        self._first_token: ledger_pb2.Partition | None = None
+
+    def enter(self, kind: ledger_pb2.Kind.ValueType, hop: ledger_pb2.Hop.ValueType | None = None) -> None:
+        """From now on the request is in this state."""
+        self._total.enter(kind, hop)
+        if self._first_token is None:
+            self._first.enter(kind, hop)
+
+    def book(self, callee: ledger_pb2.Hop.ValueType, timing: timing_pb2.HopTiming) -> None:
+        """Book the account of a call that is over."""
+        self._total.book(callee, timing)
+        if self._first_token is None:
+            self._first.book(callee, timing)
+
+    def first_token(self, timing: timing_pb2.HopTiming | None = None) -> None:
+        """The first token is here, with decode's account until then. Later calls do nothing."""
+        if self._first_token is None:
+            if timing is not None:
+                self._first.book(ledger_pb2.HOP_DECODE, timing)
+            self._first_token = self._first.partition()
+
+    def ledger(self) -> ledger_pb2.LatencyLedger:
+        """The ledger until now."""
+        return ledger_pb2.LatencyLedger(first_token=self._first_token, total=self._total.partition())
+
+
+def server_timing(ledger: ledger_pb2.LatencyLedger) -> str:
+    """The ledger in the form of the web's Server-Timing header, milliseconds: "router_tokenize;dur=0.412, ..."."""
+    parts = [
+        f"{_word(ledger_pb2.Hop.Name(entry.hop))}_{_word(ledger_pb2.Kind.Name(entry.kind))}"
+        f";dur={entry.duration.ToNanoseconds() / 1e6:.3f}"
+        for entry in ledger.total.entries
+    ]
+    if ledger.HasField("first_token"):
+        parts.append(f"first_token;dur={ledger.first_token.total.ToNanoseconds() / 1e6:.3f}")
+    parts.append(f"total;dur={ledger.total.total.ToNanoseconds() / 1e6:.3f}")
+    return ", ".join(parts)
+
+
+def _word(name: str) -> str:
+    """ "HOP_ROUTER" as "router"."""
+    return name.partition("_")[2].lower()

@@ -1,0 +1,53 @@
+"""Put the router together."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from baton.rpc.channel import ChannelPool
+from baton.rpc.service import Runtime
+from baton.text.model import TextModel
+from baton.v1 import inference_pb2_grpc
+
+from baton_router.catalogue import Catalogue
+from baton_router.generation import Tier
+from baton_router.inference import InferenceServicer
+from baton_router.response_cache import ResponseCache
+from baton_router.settings import RouterSettings, targets
+from baton_router.targets import check_target
+from baton_router.workers import WorkerView
+
+
+@asynccontextmanager
+async def build(settings: RouterSettings, runtime: Runtime) -> AsyncIterator[None]:
+    """Load the tokenizer, watch the workers, register the servicer; on exit finish cache fills and close channels."""
+    decode, prefill = targets(settings.decode_targets), targets(settings.prefill_targets)
+    for target in [*decode, *prefill, *targets(settings.cache_target)]:
+        check_target(target)
+    model = TextModel.load(settings.model, settings.served_name())
+    channels = ChannelPool()
+    view = WorkerView(channels, model.tokenizer.digest, settings.worker_silence_seconds, settings.resolve_seconds)
+    tier = Tier(
+        view=view,
+        channels=channels,
+        tokenizer=model.tokenizer,
+        max_migrations=settings.max_migrations,
+        reattach_seconds=settings.reattach_seconds,
+        deadline_margin_seconds=settings.deadline_margin_seconds,
+        rng=random.Random(),
+    )
+    cache = ResponseCache(channels, settings.cache_target, settings.cache_timeout_seconds)
+    catalogue = Catalogue(settings, model, view)
+    try:
+        async with view.watching(decode, prefill), cache.filling():
+            servicer = InferenceServicer(settings, model, catalogue, tier, cache, runtime)
+            inference_pb2_grpc.add_InferenceServicer_to_server(servicer, runtime.server)
+            runtime.register("baton.v1.Inference")
+            # So that the first request after start finds the workers; without any, requests get UNAVAILABLE.
+            await catalogue.serving(asyncio.get_running_loop().time() + settings.reattach_seconds)
+            yield
+    finally:
+        await channels.close()

@@ -1,0 +1,235 @@
+"""One request's way through the decode tier, over as many workers as it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
+
+import grpc
+from baton.internal.v1 import decode_pb2, decode_pb2_grpc
+from baton.rpc.channel import ChannelPool
+from baton.rpc.errors import DeadlineExceeded
+from baton.text.tokenizer import Tokenizer
+from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
+
+from baton_router.account import Account
+from baton_router.ending import ending
+from baton_router.loss import AttemptLost, Loss, meaning, no_worker_left
+from baton_router.metrics import MIGRATIONS
+from baton_router.placement import order_prefill, pick_decode
+from baton_router.validate import ResolvedRequest
+from baton_router.workers import Worker, WorkerView
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """What all requests share: the workers, the ways to them, and how patient we are."""
+
+    view: WorkerView
+    channels: ChannelPool
+    tokenizer: Tokenizer
+    max_migrations: int
+    reattach_seconds: float
+    deadline_margin_seconds: float
+    rng: random.Random
+
+
+class Generation:
+    """Runs one request.
+
+    Args:
+        tier: the decode tier.
+        request_id: of the client's request.
+        request: what to generate.
+        fingerprint: of the model it was tokenized for.
+        eos_token_ids: of that model.
+        deadline: on the event loop's clock.
+        account: where the time is booked.
+
+    Attributes:
+        finished: how it ended, once `chunks` is through.
+        migrations: times it moved on from a worker that had accepted it.
+    """
+
+    def __init__(
+        self,
+        tier: Tier,
+        request_id: str,
+        request: ResolvedRequest,
+        fingerprint: str,
+        eos_token_ids: tuple[int, ...],
+        deadline: float,
+        account: Account,
+    ) -> None:
+        self._tier = tier
+        self._request_id = request_id
+        self._request = request
+        self._fingerprint = fingerprint
+        self._eos_token_ids = eos_token_ids
+        self._deadline = deadline
+        self._account = account
+        self._delivered = list(request.delivered)
+        self._failed: set[str] = set()  # incarnations
+        self._last_loss: AttemptLost | None = None
+        self.finished: decode_pb2.Finished | None = None
+        self.migrations = 0
+
+    async def chunks(self) -> AsyncGenerator[inference_pb2.TokenChunk, None]:
+        """The answer, indices continuous over all attempts.
+
+        Raises:
+            BatonError: nobody can go on, or the deadline passed.
+        """
+        attempts = 0
+        while not self._ended():
+            worker = await self._place()
+            attempt = Attempt(self._tier, worker, self._account)
+            try:
+                async with aclosing(attempt.run(self._decode_request(), self._timeout())) as messages:
+                    async for tokens in messages:
+                        yield self._deliver(tokens)
+                self.finished = attempt.finished
+            except AttemptLost as lost:
+                attempts += 1
+                self._give_up_on(worker, lost, attempt.accepted)
+                if attempts > self._tier.max_migrations:
+                    raise no_worker_left(lost) from lost
+
+    def _ended(self) -> bool:
+        """Whether nothing is missing: a worker said so, or what was delivered does."""
+        if self.finished is not None:
+            return True
+        sampling = self._request.sampling
+        reason = ending(self._tier.tokenizer, self._request.prompt_ids, self._delivered, sampling, self._eos_token_ids)
+        if reason is not None:
+            usage = sampling_pb2.Usage(
+                prompt_tokens=len(self._request.prompt_ids), completion_tokens=len(self._delivered)
+            )
+            self.finished = decode_pb2.Finished(finish_reason=reason, usage=usage)
+        return reason is not None
+
+    def _deliver(self, tokens: decode_pb2.Tokens) -> inference_pb2.TokenChunk:
+        if tokens.index != len(self._delivered):
+            raise AttemptLost(Loss.BROKEN, f"token {tokens.index} instead of {len(self._delivered)}")
+        self._delivered += tokens.token_ids
+        if tokens.token_ids:
+            self._account.first_token(tokens.timing if tokens.HasField("timing") else None)
+        return inference_pb2.TokenChunk(index=tokens.index, token_ids=tokens.token_ids, text=tokens.text)
+
+    async def _place(self) -> Worker:
+        """A decode worker; waits a moment for one that may come back."""
+        view = self._tier.view
+        loop = asyncio.get_running_loop()
+        end = min(loop.time() + self._tier.reattach_seconds, self._deadline)
+        while True:
+            candidate = pick_decode(view.decode(), self._fingerprint, self._failed, self._tier.rng)
+            worker = view.worker("decode", candidate) if candidate else None
+            if worker is not None:
+                return worker
+            waits = self._last_loss is None or self._last_loss.loss is Loss.GONE
+            if not waits or loop.time() >= end:
+                raise no_worker_left(self._last_loss)
+            self._account.enter(ledger_pb2.KIND_QUEUE)
+            await view.wait_change(end - loop.time())
+
+    def _decode_request(self) -> decode_pb2.GenerateRequest:
+        return decode_pb2.GenerateRequest(
+            # Two clients may choose the same id, and a lost attempt may still be ending: workers need one of its own.
+            request_id=f"{self._request_id}.{secrets.token_hex(4)}",
+            model_fingerprint=self._fingerprint,
+            token_ids=self._request.prompt_ids,
+            delivered_token_ids=self._delivered,
+            sampling=self._request.sampling,
+            priority=self._request.priority,
+        )
+
+    def _timeout(self) -> float:
+        """Seconds decode may take: a little less than is left, so that its answer to a deadline still gets through."""
+        left = self._deadline - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise DeadlineExceeded("the deadline passed")
+        return left - min(self._tier.deadline_margin_seconds, left / 2)
+
+    def _give_up_on(self, worker: Worker, lost: AttemptLost, accepted: bool) -> None:
+        if self._last_loss is not None and self._last_loss.loss is lost.loss is Loss.BROKEN:
+            # What breaks two workers will break the next.
+            raise no_worker_left(lost) from lost
+        self._failed.add(worker.state.incarnation)
+        self._last_loss = lost
+        if accepted:
+            self.migrations += 1
+            MIGRATIONS.inc()
+        log.warning("decode %s lost a request: %s", worker.target, lost, extra={"request_id": self._request_id})
+
+
+class Attempt:
+    """One call of one decode worker.
+
+    Attributes:
+        accepted: whether the worker had taken the request.
+        finished: its last word, if it came to that.
+    """
+
+    def __init__(self, tier: Tier, worker: Worker, account: Account) -> None:
+        self._tier = tier
+        self._worker = worker
+        self._account = account
+        self.accepted = False
+        self.finished: decode_pb2.Finished | None = None
+
+    async def run(self, request: decode_pb2.GenerateRequest, timeout: float) -> AsyncGenerator[decode_pb2.Tokens, None]:
+        """The worker's tokens. Leaving early cancels the call, and with it everything below.
+
+        Raises:
+            AttemptLost: another worker may go on.
+            BatonError: the client's status.
+        """
+        self._account.enter(ledger_pb2.KIND_NETWORK, ledger_pb2.HOP_DECODE)
+        with ExitStack() as stack:
+            stack.enter_context(self._worker.holding())
+            prefill = stack.enter_context(ExitStack())
+            request.prefill_candidates.extend(self._prefill_candidates(request.model_fingerprint, prefill))
+            async with self._tier.channels.channel(self._worker.target) as channel:
+                call = decode_pb2_grpc.DecodeStub(channel).Generate(request, timeout=timeout)
+                stack.callback(call.cancel)
+                stack.enter_context(self._worker.running(call))
+                try:
+                    async for message in call:
+                        match message.WhichOneof("event"):
+                            case "accepted":
+                                self.accepted = True
+                            case "tokens":
+                                prefill.close()
+                                if message.tokens.token_ids or message.tokens.text:
+                                    yield message.tokens
+                            case "finished":
+                                self.finished = message.finished
+                                self._account.book(ledger_pb2.HOP_DECODE, message.finished.timing)
+                                return
+                except grpc.aio.AioRpcError as error:
+                    raise meaning(error) from error
+                except asyncio.CancelledError:
+                    # A call cancelled by the worker view raises this too; nobody cancelled us then.
+                    task = asyncio.current_task()
+                    if self._worker.hung and task is not None and not task.cancelling():
+                        raise AttemptLost(Loss.GONE, "silent") from None
+                    raise
+                finally:
+                    self._account.enter(ledger_pb2.KIND_OVERHEAD)
+        raise AttemptLost(Loss.BROKEN, "the stream ended early")
+
+    def _prefill_candidates(self, fingerprint: str, stack: ExitStack) -> list[str]:
+        """Prefill workers to try; the first counts as busy with this until there is a token."""
+        view = self._tier.view
+        ordered = order_prefill(view.prefill(), fingerprint, self._tier.rng)
+        first = view.worker("prefill", ordered[0]) if ordered else None
+        if first is not None:
+            stack.enter_context(first.holding())
+        return [candidate.target for candidate in ordered]

@@ -1,0 +1,51 @@
+"""Settings of the router."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from baton.models import bundled_model
+from baton.rpc.settings import ServiceSettings
+from pydantic import Field
+
+
+class RouterSettings(ServiceSettings):
+    """`python -m baton_router`: the public API; checks, tokenizes, places, streams."""
+
+    model: Path = Field(default_factory=bundled_model, description="model directory; default: the bundled tiny model")
+    model_name: str = Field("", description="name clients call the model by; default: the directory's name")
+    decode_targets: str = Field(
+        "", description="decode workers, comma separated: host:port, or dns:///name:port for every address of a name"
+    )
+    prefill_targets: str = Field("", description="prefill workers, as decode_targets; empty: decode computes prompts")
+    cache_target: str = Field("", description="cache service, host:port; empty: no response cache")
+
+    max_prompt_bytes: int = Field(1024 * 1024, ge=1, description="longest prompt or conversation, bytes of UTF-8")
+    max_messages: int = Field(1024, ge=1, description="most messages of a conversation")
+    max_in_flight: int = Field(1024, ge=1, description="requests served at once; more are refused")
+    max_unsent_tokens: int = Field(
+        1024, ge=1, description="tokens that may wait for a client that does not read, per stream"
+    )
+    max_request_seconds: float = Field(3600.0, gt=0, description="longest request, whatever its deadline")
+
+    max_migrations: int = Field(3, ge=0, description="times a request may move to another decode worker")
+    reattach_seconds: float = Field(
+        0.8, ge=0, description="how long a request without a decode worker waits for one to come back"
+    )
+    deadline_margin_seconds: float = Field(
+        0.02, ge=0, description="what decode's deadline is shorter by than the client's"
+    )
+    worker_silence_seconds: float = Field(
+        3.0, gt=0.2, description="a worker whose state stream says nothing for this long is lost"
+    )
+    resolve_seconds: float = Field(2.0, gt=0, description="how often dns:/// targets are resolved again")
+    cache_timeout_seconds: float = Field(0.025, gt=0, description="longest wait for the cache; after it: a miss")
+
+    def served_name(self) -> str:
+        """The name clients call the model by."""
+        return self.model_name or self.model.resolve().name
+
+
+def targets(text: str) -> list[str]:
+    """The parts of a comma-separated list of targets, each once."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
