@@ -214,17 +214,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         self, generation: Generation, account: Account, *, buffer: bool
     ) -> AsyncGenerator[inference_pb2.TokenChunk, None]:
         """The generation's chunks, at the client's pace but never more than the buffer behind."""
-        if not buffer:
-            async with aclosing(generation.chunks()) as chunks:
-                async for chunk in chunks:
+        source = _then_stall(generation, account)
+        if buffer:
+            async with buffered(source, self._settings.max_unsent_tokens) as unsent:
+                async for chunk in unsent:
                     yield chunk
-            return
-        async with buffered(generation.chunks(), self._settings.max_unsent_tokens) as unsent:
-            async for chunk in unsent:
-                if unsent.ended:
-                    # While the worker computes, its time goes on beside the client's; after it, only the client counts.
-                    account.enter(ledger_pb2.KIND_STALL)
-                yield chunk
+        else:
+            async with aclosing(source):
+                async for chunk in source:
+                    yield chunk
         account.enter(ledger_pb2.KIND_OVERHEAD)
 
     def _conclude(self, generation: Generation, summary: inference_pb2.Summary) -> None:
@@ -268,3 +266,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         left = context.time_remaining()
         longest = self._settings.max_request_seconds
         return asyncio.get_running_loop().time() + (longest if left is None else min(left, longest))
+
+
+async def _then_stall(generation: Generation, account: Account) -> AsyncGenerator[inference_pb2.TokenChunk, None]:
+    """The chunks; once the worker is done, what is left of the request's time is the client's reading.
+
+    Before that a slow client costs nothing: the worker computes meanwhile.
+    """
+    async with aclosing(generation.chunks()) as chunks:
+        async for chunk in chunks:
+            yield chunk
+    account.enter(ledger_pb2.KIND_STALL)

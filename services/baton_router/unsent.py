@@ -29,11 +29,6 @@ class Unsent:
         self._ended = False
         self._error: BaseException | None = None
 
-    @property
-    def ended(self) -> bool:
-        """Whether the source is through."""
-        return self._ended
-
     async def __aiter__(self) -> AsyncIterator[inference_pb2.TokenChunk]:
         while True:
             while self._chunks and not isinstance(self._error, SlowReader):
