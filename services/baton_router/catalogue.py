@@ -103,7 +103,7 @@ class Catalogue:
         check_model(request.model, "model", limits)
         match request.WhichOneof("input"):
             case "text":
-                check_bytes(len(request.text.encode()), "text", limits)
+                check_bytes(request.ByteSize(), "text", limits)
                 rendered = await tokenize(request.text, self._model, "text", limits)
             case "conversation":
                 field = "conversation.messages"

@@ -20,7 +20,7 @@ class RouterSettings(ServiceSettings):
     prefill_targets: str = Field("", description="prefill workers, as decode_targets; empty: decode computes prompts")
     cache_target: str = Field("", description="cache service, host:port; empty: no response cache")
 
-    max_prompt_bytes: int = Field(1024 * 1024, ge=1, description="longest prompt or conversation, bytes of UTF-8")
+    max_prompt_bytes: int = Field(1024 * 1024, ge=1, description="longest prompt or conversation, bytes as sent")
     max_messages: int = Field(1024, ge=1, description="most messages of a conversation")
     max_in_flight: int = Field(1024, ge=1, description="requests served at once; more are refused")
     max_unsent_tokens: int = Field(

@@ -157,7 +157,12 @@ def check_length(num_tokens: int, field: str, limits: Limits) -> None:
 
 
 def check_bytes(num_bytes: int, field: str, limits: Limits) -> None:
-    """A text is short enough to be worth tokenizing.
+    """A prompt is short enough to be worth tokenizing.
+
+    Args:
+        num_bytes: its size as sent. Looking at megabytes of text takes longer than refusing them may.
+        field: its path.
+        limits: what is taken.
 
     Raises:
         InvalidArgument: it is not.
@@ -188,9 +193,8 @@ def check_messages(messages: Sequence[chat_pb2.ChatMessage], field: str, limits:
         raise InvalidArgument(field, "must have at least one message")
     if len(messages) > limits.max_messages:
         raise InvalidArgument(field, f"must have at most {limits.max_messages} messages")
-    turns = [_check_message(message, f"{field}[{i}]") for i, message in enumerate(messages)]
-    check_bytes(sum(len(turn.text.encode()) for turn in turns), field, limits)
-    return turns
+    check_bytes(sum(message.ByteSize() for message in messages), field, limits)
+    return [_check_message(message, f"{field}[{i}]") for i, message in enumerate(messages)]
 
 
 def _check_message(message: chat_pb2.ChatMessage, path: str) -> Turn:
@@ -213,9 +217,9 @@ def _check_message(message: chat_pb2.ChatMessage, path: str) -> Turn:
 def _check_prompt(request: AnyGenerate, limits: Limits) -> str | list[int]:
     match request.WhichOneof("prompt"):
         case "text":
+            check_bytes(_text_size(request), "text", limits)
             if not request.text:
                 raise InvalidArgument("text", "must not be empty")
-            check_bytes(len(request.text.encode()), "text", limits)
             return request.text
         case "token_ids":
             check_length(len(request.token_ids.ids), "token_ids", limits)
@@ -223,6 +227,14 @@ def _check_prompt(request: AnyGenerate, limits: Limits) -> str | list[int]:
             return list(request.token_ids.ids)
         case _:
             raise InvalidArgument("prompt", "must be text or token_ids")
+
+
+def _text_size(request: AnyGenerate) -> int:
+    """Bytes of a prompt's text, give or take a few: the request less what else is large in it."""
+    rest = request.sampling.ByteSize() + request.cache_control.ByteSize()
+    if isinstance(request, inference_pb2.StreamGenerateRequest):
+        rest += request.resume_from.ByteSize()
+    return request.ByteSize() - rest
 
 
 def _check_resume(ids: Sequence[int], limits: Limits) -> None:

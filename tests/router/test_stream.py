@@ -128,7 +128,7 @@ async def test_ledger_closes(router: Router, worker: ScriptedWorker) -> None:
     assert total[ledger_pb2.HOP_DECODE, ledger_pb2.KIND_NETWORK] > 60
     assert 5 < summary.ledger.first_token.total.ToNanoseconds() / 1e6 < 60
     assert total[ledger_pb2.HOP_ROUTER, ledger_pb2.KIND_TOKENIZE] > 0
-    header = dict(await call.trailing_metadata())["server-timing"]
+    header = str(dict(await call.trailing_metadata())["server-timing"])
     assert "decode_compute;dur=3.500" in header
     assert header.endswith(f"total;dur={summary.ledger.total.total.ToNanoseconds() / 1e6:.3f}")
 

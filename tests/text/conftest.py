@@ -62,7 +62,7 @@ def write_text_model(directory: Path, *, context: int = 128, template: str | Non
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = byte_level()
     tokenizer.save(str(directory / "tokenizer.json"))
-    config = {"max_position_embeddings": context, "vocab_size": tokenizer.get_vocab_size() + 8}
+    config = {"max_position_embeddings": context, "vocab_size": 420}
     generation = {
         "do_sample": True,
         "temperature": 0.5,

@@ -23,7 +23,8 @@ def test_renders_as_transformers_does(model: TextModel) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     messages = [{"role": role, "content": content} for role, content in CONVERSATION]
-    (expected,), _ = render_jinja_template([messages], chat_template=CHATML, add_generation_prompt=True)
+    rendered_by_them = render_jinja_template([messages], chat_template=CHATML, add_generation_prompt=True)
+    expected = rendered_by_them[0][0]
     rendered = model.render(CONVERSATION)
     assert rendered.text == expected
     assert rendered.token_ids == model.tokenizer.encode_trusted(expected)
