@@ -1,4 +1,8 @@
-"""Whatever is wrong with a request: the right code and the field's path, within 50 ms."""
+"""Whatever is wrong with a request: the right code and the field's path, within 50 ms.
+
+The 50 ms are client to client for messages up to a megabyte. Larger ones take that long to be sent and parsed, before the
+router sees them; for those, the router's own share is what is bounded here.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,16 @@ from collections.abc import Callable
 
 import grpc
 import pytest
+from baton.rpc.errors import InvalidArgument
 from baton.v1 import chat_pb2, inference_pb2, sampling_pb2
+from baton_router.validate import Limits, check
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from tests.router.conftest import Router
 from tests.router.scripted import ScriptedWorker
 
+LIMIT = 0.05  # seconds
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 Sampling = sampling_pb2.SamplingParams
@@ -61,7 +68,7 @@ CASES: list[tuple[Callable[[], Request], str]] = [
     (lambda: Stream(text="x" * 10_000_000), "text"),
     (lambda: Stream(text="日" * 3_300_000), "text"),
     (lambda: Stream(token_ids=Ids(ids=[5] * 128)), "token_ids"),
-    (lambda: Stream(token_ids=Ids(ids=[5] * 1_000_000)), "token_ids"),
+    (lambda: Stream(token_ids=Ids(ids=[5] * 5_000_000)), "token_ids"),
     (lambda: Stream(token_ids=Ids(ids=[5, 6, 420])), "token_ids.ids[2]"),
     (lambda: Stream(token_ids=Ids(ids=[2**32 - 1])), "token_ids.ids[0]"),
     # lengths
@@ -153,19 +160,33 @@ def field_of(error: grpc.aio.AioRpcError) -> str:
 
 
 async def test_bad_input(router: Router, worker: ScriptedWorker) -> None:
-    """One router for the whole table; the time of the fastest of some tries counts, the machine may be busy."""
+    """One router for the whole table. Messages of megabytes are timed below: there the wire takes most of the time."""
     await refuse(router, Stream())
     wrong = []
     for build, field in CASES:
         request = build()
         error, took = await refuse(router, request)
-        for _ in range(8):
-            if took > 0.05:
-                took = min(took, (await refuse(router, request))[1])
-        if (error.code(), field_of(error)) != (INVALID, field) or took > 0.05:
+        if took > LIMIT and request.ByteSize() < 1_000_000:
+            took = (await refuse(router, request))[1]  # once more: a collection or a neighbour may have come between
+        late = took > LIMIT and request.ByteSize() < 1_000_000
+        if (error.code(), field_of(error)) != (INVALID, field) or late:
             wrong.append((field, error.code(), field_of(error), error.details(), round(took, 3)))
     assert not wrong
     assert worker.requests == []
+
+
+HUGE = [build for build, _ in CASES if build().ByteSize() >= 1_000_000]
+
+
+@pytest.mark.parametrize("build", HUGE)
+def test_huge_input_is_refused_without_looking_at_it(build: Callable[[], Request]) -> None:
+    """The router's own share of refusing a message of megabytes, once gRPC has received and parsed it."""
+    limits = Limits("little", max_context=128, vocab_size=420, max_prompt_bytes=1024 * 1024, max_messages=1024)
+    request = build()
+    before = time.monotonic()
+    with pytest.raises(InvalidArgument):
+        check(request, limits)
+    assert time.monotonic() - before < 0.01
 
 
 async def test_unknown_model(router: Router) -> None:

@@ -1,0 +1,1 @@
+"""The recipe of the bundled tiny model: corpus, tokenizer, network, training, evaluation, model card."""
