@@ -1,0 +1,30 @@
+"""Put the cache service together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from baton.internal.v1 import response_cache_pb2_grpc
+from baton.rpc.service import Runtime
+
+from baton_cache.breaker import Breaker
+from baton_cache.servicer import Limits, ResponseCacheServicer
+from baton_cache.settings import CacheSettings
+from baton_cache.store import Store
+
+
+@asynccontextmanager
+async def build(settings: CacheSettings, runtime: Runtime) -> AsyncIterator[None]:
+    """Connect to Redis if it is there, register the servicer; close the connections on exit."""
+    async with Store.connected(
+        settings.redis_url.get_secret_value(),
+        settings.redis_timeout,
+        settings.redis_connections,
+        Breaker(settings.breaker_failures, settings.breaker_seconds),
+    ) as store:
+        limits = Limits(settings.default_ttl_seconds, settings.max_ttl_seconds, settings.max_answer_bytes)
+        servicer = ResponseCacheServicer(store, settings.key_prefix, limits)
+        response_cache_pb2_grpc.add_ResponseCacheServicer_to_server(servicer, runtime.server)
+        runtime.register("baton.internal.v1.ResponseCache")
+        yield

@@ -1,0 +1,19 @@
+"""What the cache counts."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS: Final = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+
+LOOKUPS = Counter("baton_cache_lookups_total", "Lookups: hit, or why not", ["outcome"])
+FILLS = Counter("baton_cache_fills_total", "Fills: stored, or why not", ["outcome"])
+READ_BYTES = Counter("baton_cache_read_bytes_total", "Bytes of values read from Redis")
+WRITTEN_BYTES = Counter("baton_cache_written_bytes_total", "Bytes of values written to Redis")
+REDIS_SECONDS = Histogram(
+    "baton_cache_redis_seconds", "Time of a Redis call, failed ones included", ["operation"], buckets=_SECONDS
+)
+REDIS_FAILURES = Counter("baton_cache_redis_failures_total", "Redis calls that failed, and how", ["operation", "how"])
+BREAKER_OPEN = Gauge("baton_cache_breaker_open", "1 while Redis is left alone because it does not answer")
