@@ -100,7 +100,9 @@ class PoolLayout(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             IndexError: layer, slot or token range outside the pool.
         """
-        if not (0 <= layer < len(self.layers) and 0 <= slot < self.num_slots and 0 <= start <= stop <= self.slot_tokens):
+        if not (
+            0 <= layer < len(self.layers) and 0 <= slot < self.num_slots and 0 <= start <= stop <= self.slot_tokens
+        ):
             raise IndexError(f"layer {layer}, slot {slot}, tokens [{start}, {stop}) are outside the pool")
         views = []
         for base, size in zip(self.offsets[layer], self.token_bytes(layer), strict=True):

@@ -7,7 +7,7 @@ timestamps may be compared between them (and with nobody else's).
 Life of a request in the engine::
 
     Submit(GENERATE)  ─▶ [queued] ─▶ prefill chunks ─▶ decode steps ─▶ Output ... Output(finish_reason)
-    Submit(PREFILL)   ─▶ [queued] ─▶ prefill chunks, a KvReady per layer and chunk ─▶ Output(first token) ─▶ held until Release
+    Submit(PREFILL)   ─▶ [queued] ─▶ prefill chunks, KvReady per layer and chunk ─▶ Output(first token) ─▶ held
     Submit(RECEIVE)   ─▶ [queued for memory] ─▶ Reserved ─▶ front writes KV ─▶ Commit ─▶ decode steps ─▶ Output ...
                                                        └─▶ ComputeHere ─▶ as GENERATE
 
@@ -97,7 +97,7 @@ class Commit(msgspec.Struct, frozen=True, tag=True):
 
 
 class ComputeHere(msgspec.Struct, frozen=True, tag=True):
-    """RECEIVE: forget about foreign KV, prefill the tokens in the reserved slot (short prompt, or the peer was lost)."""
+    """RECEIVE: no foreign KV comes, prefill the tokens in the reserved slot (short prompt, or the peer was lost)."""
 
     request_id: str
 
@@ -143,6 +143,12 @@ class Loading(msgspec.Struct, frozen=True, tag=True):
     fraction: float
 
 
+class LoadFailed(msgspec.Struct, frozen=True, tag=True):
+    """Instead of Ready: the engine cannot serve this model, and exits."""
+
+    message: str
+
+
 class Reserved(msgspec.Struct, frozen=True, tag=True):
     """RECEIVE: slot `slot` of the pool is the request's; tokens [0, N) may be written by the front now."""
 
@@ -152,7 +158,7 @@ class Reserved(msgspec.Struct, frozen=True, tag=True):
 
 
 class KvReady(msgspec.Struct, frozen=True, tag=True):
-    """PREFILL: K and V of tokens [start, stop) of layer `layer` (index into the layout) lie in slot `slot` and never change."""
+    """PREFILL: K and V of tokens [start, stop) of layer `layer`, an index into the layout, lie in `slot` for good."""
 
     request_id: str
     slot: int
@@ -165,7 +171,8 @@ class Output(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Tokens of one request from one step. `index` is the generated index of the first one, continuous from 0.
 
     `compute_ns` and `queue_ns` are cumulative since Submit: time in steps that served the request, and time admitted
-    but not served. Time a RECEIVE request waits for its KV (Reserved to Commit) is in neither.
+    but not served. For a RECEIVE request both count from Commit or ComputeHere: its wait for memory is in Reserved, and
+    its wait for KV is the front's own.
     """
 
     request_id: str
@@ -211,7 +218,7 @@ class DebugState(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     steps: int
 
 
-Event = Ready | Loading | Reserved | KvReady | Output | Failed | StepReport | DebugState
+Event = Ready | Loading | LoadFailed | Reserved | KvReady | Output | Failed | StepReport | DebugState
 
 command_encoder = msgspec.msgpack.Encoder()
 command_decoder = msgspec.msgpack.Decoder(list[Command])

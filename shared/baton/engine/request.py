@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from baton.engine.messages import Role, SamplingParams
+from baton.engine.messages import FinishReason, Role, SamplingParams
+from baton.engine.penalties import PenaltyState, needs_history
 
 
 class State(enum.Enum):
@@ -30,6 +31,7 @@ class Request:
     tokens: list[int]  # prompt, then generated tokens
     num_prompt: int
     sampling: SamplingParams
+    stop_ids: tuple[int, ...]  # tokens that end it: the model's, unless ignored, and its own
     priority: int
     start_token: int
     arrival_ns: int
@@ -42,12 +44,30 @@ class Request:
     compute_ns: int = 0
     queue_ns: int = 0
     since_ns: int = 0  # since when the time is not yet in either sum
-    counts: dict[int, int] = field(default_factory=dict)  # generated token -> occurrences, for penalties
+    penalties: PenaltyState = field(default_factory=PenaltyState, repr=False)
+
+    @classmethod
+    def probe(cls, tokens: list[int], role: Role, sampling: SamplingParams) -> Request:
+        """A request that no queue knows, to run tokens by hand."""
+        return cls(
+            request_id="", role=role, tokens=tokens, num_prompt=len(tokens), sampling=sampling, stop_ids=(),
+            priority=0, start_token=0, arrival_ns=0, sequence=-1,
+        )  # fmt: skip
 
     @property
     def pending(self) -> int:
         """Tokens whose KV is still to be computed; the last one's logits give the next token."""
         return len(self.tokens) - self.computed
+
+    @property
+    def prompt(self) -> list[int]:
+        """Its prompt; empty unless penalties look at it."""
+        return self.tokens[: self.num_prompt] if needs_history(self.sampling) else []
+
+    @property
+    def output(self) -> list[int]:
+        """Its generated tokens; empty unless penalties look at them."""
+        return self.tokens[self.num_prompt :] if needs_history(self.sampling) else []
 
     @property
     def num_generated(self) -> int:
@@ -59,7 +79,25 @@ class Request:
         """Whether its slot may be taken: nobody outside the engine reads or writes it."""
         return self.state is State.RUNNING and self.role is not Role.PREFILL
 
-    def append(self, token: int) -> None:
-        """Add a generated token."""
-        self.tokens.append(token)
-        self.counts[token] = self.counts.get(token, 0) + 1
+    @property
+    def blocked(self) -> tuple[int, ...]:
+        """Tokens that must not come next: those that would end it before min_tokens were generated."""
+        return self.stop_ids if self.num_generated < self.sampling.min_tokens else ()
+
+    def finish_reason(self, max_tokens_of_all: int) -> FinishReason | None:
+        """Whether its last token, a generated one, ends it.
+
+        Args:
+            max_tokens_of_all: prompt and output together, what a slot and the model's context hold.
+        """
+        if self.tokens[-1] in self.stop_ids:
+            return FinishReason.STOP
+        if self.num_generated >= self.sampling.max_tokens or len(self.tokens) >= max_tokens_of_all:
+            return FinishReason.LENGTH
+        return None
+
+    def served(self, started_ns: int, ended_ns: int) -> None:
+        """A step computed for it: what passed before was queueing."""
+        self.queue_ns += max(0, started_ns - self.since_ns)
+        self.compute_ns += ended_ns - started_ns
+        self.since_ns = ended_ns

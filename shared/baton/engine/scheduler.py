@@ -40,6 +40,11 @@ class Work:
         """Whether the last token's logits give the request its next token."""
         return self.start + self.count == len(self.request.tokens)
 
+    @property
+    def decodes(self) -> bool:
+        """Whether it continues an answer by one token, rather than computing a prompt or recomputing."""
+        return self.count == 1 and self.samples and self.request.num_generated > 0
+
 
 @dataclass(slots=True)
 class Plan:
@@ -48,6 +53,9 @@ class Plan:
     work: list[Work] = field(default_factory=list)
     admitted: list[Request] = field(default_factory=list)
     preempted: list[Request] = field(default_factory=list)
+    preempted_slots: dict[int, int] = field(default_factory=dict)  # request's sequence number -> slot it lost
+    prefill_tokens: int = 0  # tokens in chunks, of prompts and of recomputed requests
+    decode_requests: int = 0  # requests that go on by one token
 
 
 class Scheduler:
@@ -71,12 +79,11 @@ class Scheduler:
         """Slots nobody holds."""
         return len(self._free_slots)
 
-    @property
-    def has_work(self) -> bool:
+    def has_work(self, now_ns: int) -> bool:
         """Whether a step would compute or admit something."""
         if any(r.state is State.RUNNING for r in self.holding):
             return True
-        return any(self._fits(request) for request in self.waiting)
+        return bool(self.waiting) and self._fits(min(self.waiting, key=self._urgency(now_ns)))
 
     def submit(self, request: Request) -> None:
         """Queue a request."""
@@ -96,6 +103,8 @@ class Scheduler:
         budget = self._chunks(plan, budget, now_ns)
         self._admit(plan, now_ns)
         self._chunks(plan, budget, now_ns)
+        plan.decode_requests = sum(work.decodes for work in plan.work)
+        plan.prefill_tokens = sum(work.count for work in plan.work if not work.decodes)
         return plan
 
     def free(self, request: Request) -> None:
@@ -152,6 +161,7 @@ class Scheduler:
 
     def _preempt(self, request: Request, plan: Plan) -> None:
         self.holding.remove(request)
+        plan.preempted_slots[request.sequence] = request.slot
         self._release(request)
         request.state = State.WAITING
         request.preemptions += 1

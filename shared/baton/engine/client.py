@@ -1,0 +1,300 @@
+"""The front's side of an engine process: start it, submit requests, read their events. asyncio; no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import mmap
+import os
+import secrets
+import socket
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from baton.engine.config import EngineConfig
+from baton.engine.errors import EngineError
+from baton.engine.frames import BrokenStream, Unframer, frame
+from baton.engine.messages import (
+    Command,
+    Commit,
+    ComputeHere,
+    DebugState,
+    Event,
+    Failed,
+    Inspect,
+    KvReady,
+    LoadFailed,
+    Loading,
+    Output,
+    Ready,
+    Release,
+    Reserved,
+    StepReport,
+    Stop,
+    Submit,
+    command_encoder,
+    event_decoder,
+)
+
+RequestEvent = Reserved | KvReady | Output | Failed
+OnProgress = Callable[[str, float], None]
+
+
+class EngineDied(Exception):
+    """The engine process is gone, and with it every request it had."""
+
+
+class RequestHandle:
+    """One request in the engine. Events wait here; there are at most a few per layer and chunk, and one per token."""
+
+    def __init__(self, client: EngineClient, engine_id: str) -> None:
+        self._client = client
+        self._id = engine_id
+        self._events: deque[RequestEvent] = deque()
+        self._changed = asyncio.Event()
+
+    async def next(self) -> RequestEvent:
+        """The next event.
+
+        Raises:
+            EngineDied: the engine is gone.
+        """
+        while not self._events:
+            if self._client.dead:
+                raise EngineDied(self._client.epitaph)
+            self._changed.clear()
+            await self._changed.wait()
+        return self._events.popleft()
+
+    def commit(self, token_id: int) -> None:
+        """All KV lies in the slot, and `token_id` follows it."""
+        self._client.send(Commit(self._id, token_id))
+
+    def compute_here(self) -> None:
+        """Prefill in the reserved slot."""
+        self._client.send(ComputeHere(self._id))
+
+    def push(self, event: RequestEvent) -> None:
+        """Called by the client's reader."""
+        self._events.append(event)
+        self._changed.set()
+
+    def wake(self) -> None:
+        """Called by the client when the engine is gone."""
+        self._changed.set()
+
+
+class EngineClient:
+    """A running engine process.
+
+    Attributes:
+        spec: of the model it serves.
+        layout: of its KV pool.
+        memory: the pool's bytes, shared with the engine.
+        capacity_tokens: KV tokens of all requests together.
+        incarnation: random id of this engine process.
+        on_report: called with every StepReport.
+    """
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        unframer: Unframer,
+        ready: Ready,
+        memory: mmap.mmap,
+    ) -> None:
+        self.spec = ready.spec
+        self.layout = ready.layout
+        self.memory = memoryview(memory)
+        self.capacity_tokens = ready.capacity_tokens
+        self.incarnation = secrets.token_hex(8)
+        self.on_report: list[Callable[[StepReport], None]] = []
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._unframer = unframer
+        self._handles: dict[str, RequestHandle] = {}
+        self._inspections: dict[int, asyncio.Future[DebugState]] = {}
+        self._numbers = itertools.count(1)
+        self._dead = asyncio.Event()
+        self._epitaph = "the engine was stopped"
+        self._reading = asyncio.create_task(self._read())
+
+    @classmethod
+    async def start(
+        cls,
+        config: EngineConfig,
+        on_progress: OnProgress = lambda stage, fraction: None,
+        timeout: float = 300.0,
+    ) -> EngineClient:
+        """Start an engine process and wait until it can serve.
+
+        Raises:
+            EngineError: it cannot serve this model, ended, or was not ready within `timeout` seconds.
+        """
+        here, there = socket.socketpair()
+        memory_fd = os.memfd_create("baton-kv", os.MFD_CLOEXEC)
+        process: asyncio.subprocess.Process | None = None
+        writer: asyncio.StreamWriter | None = None
+        try:
+            async with asyncio.timeout(timeout):
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "baton.engine.process",
+                    f"--socket-fd={there.fileno()}",
+                    f"--memory-fd={memory_fd}",
+                    f"--config={msgspec.json.encode(config).decode()}",
+                    pass_fds=(there.fileno(), memory_fd),
+                    stdin=asyncio.subprocess.DEVNULL,
+                )
+                there.close()
+                reader, writer = await asyncio.open_connection(sock=here)
+                unframer = Unframer()
+                ready = await _ready(reader, unframer, on_progress)
+            memory = mmap.mmap(memory_fd, ready.layout.total_bytes)
+            return cls(process, reader, writer, unframer, ready, memory)
+        except BaseException as error:
+            if writer is not None:
+                writer.close()
+            if process is not None and process.returncode is None:
+                process.kill()
+            status = await process.wait() if process is not None else None
+            if isinstance(error, TimeoutError):
+                raise EngineError(f"the engine was not ready after {timeout:g} s") from None
+            if isinstance(error, asyncio.IncompleteReadError):
+                raise EngineError(f"the engine process ended with status {status} while loading") from None
+            raise
+        finally:
+            os.close(memory_fd)
+            there.close()
+            if writer is None:
+                here.close()
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine is gone."""
+        return self._dead.is_set()
+
+    @property
+    def epitaph(self) -> str:
+        """How it went, once it is gone."""
+        return self._epitaph
+
+    @asynccontextmanager
+    async def request(self, submit: Submit) -> AsyncIterator[RequestHandle]:
+        """A request that lives as long as the block: leaving it frees everything it holds in the engine.
+
+        Within the block nobody else may still write into the request's slot when it is left.
+
+        Raises:
+            EngineDied: the engine is gone.
+        """
+        # The id of an attempt: a late event of an earlier one never reaches its successor.
+        engine_id = f"{submit.request_id}#{next(self._numbers)}"
+        handle = RequestHandle(self, engine_id)
+        self._handles[engine_id] = handle
+        try:
+            self.send(msgspec.structs.replace(submit, request_id=engine_id))
+            yield handle
+        finally:
+            del self._handles[engine_id]
+            if not self.dead:
+                self.send(Release(engine_id))
+
+    async def inspect(self) -> DebugState:
+        """What the engine holds, after all commands sent so far.
+
+        Raises:
+            EngineDied: the engine is gone.
+        """
+        number = next(self._numbers)
+        future: asyncio.Future[DebugState] = asyncio.get_running_loop().create_future()
+        self._inspections[number] = future
+        try:
+            self.send(Inspect(number))
+            return await future
+        finally:
+            del self._inspections[number]
+
+    def send(self, command: Command) -> None:
+        """Queue a command. What may wait here is bounded by the calls the front serves.
+
+        Raises:
+            EngineDied: the engine is gone.
+        """
+        if self.dead:
+            raise EngineDied(self._epitaph)
+        self._writer.write(frame(command_encoder.encode([command])))
+
+    async def wait_dead(self) -> None:
+        """Until the engine is gone, for whatever reason."""
+        await self._dead.wait()
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Stop the engine; kill it if it takes longer than `timeout` seconds. All its memory is gone afterwards."""
+        if not self.dead:
+            self.send(Stop())
+        try:
+            async with asyncio.timeout(timeout):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+        await self._reading
+        self._writer.close()
+
+    async def _read(self) -> None:
+        """Hand events out until the engine is gone."""
+        try:
+            while data := await self._reader.read(1 << 20):
+                for body in self._unframer.feed(data):
+                    for event in event_decoder.decode(body):
+                        self._dispatch(event)
+        except (ConnectionError, BrokenStream, msgspec.DecodeError) as error:
+            self._epitaph = f"the engine's events broke off: {error}"
+            self._process.kill()
+        status = await self._process.wait()
+        if status:
+            self._epitaph = f"the engine process ended with status {status}"
+        self._dead.set()
+        for handle in self._handles.values():
+            handle.wake()
+        for future in self._inspections.values():
+            if not future.done():
+                future.set_exception(EngineDied(self._epitaph))
+
+    def _dispatch(self, event: Event) -> None:
+        match event:
+            case StepReport():
+                for listener in self.on_report:
+                    listener(event)
+            case DebugState():
+                future = self._inspections.get(event.token)
+                if future is not None and not future.done():
+                    future.set_result(event)
+            case Reserved() | KvReady() | Output() | Failed():
+                # A request that was released meanwhile has no handle any more.
+                if (handle := self._handles.get(event.request_id)) is not None:
+                    handle.push(event)
+
+
+async def _ready(reader: asyncio.StreamReader, unframer: Unframer, on_progress: OnProgress) -> Ready:
+    """Follow the loading to its end."""
+    while data := await reader.read(1 << 16):
+        for body in unframer.feed(data):
+            for event in event_decoder.decode(body):
+                match event:
+                    case Loading():
+                        on_progress(event.stage, event.fraction)
+                    case LoadFailed():
+                        raise EngineError(event.message)
+                    case Ready():
+                        return event
+    raise asyncio.IncompleteReadError(b"", None)

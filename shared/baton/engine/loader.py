@@ -1,0 +1,197 @@
+"""Load a model directory, find out what it needs, and prove that it computes the same through our attention.
+
+Weights come from safetensors only; code that a directory brings along is never run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from baton.engine.attention import NAME
+from baton.engine.config import EngineConfig
+from baton.engine.errors import UnsupportedModel
+from baton.engine.layout import ModelSpec
+from baton.engine.pool import TORCH_DTYPES
+from baton.engine.recording import record
+
+# Entries of config.json that change without changing what is computed.
+_VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "attn_implementation")
+
+# Layers that keep a state other than keys and values: nothing here stores or hands it over.
+_STATEFUL = ("linear_attention", "mamba", "recurrent", "conv", "hybrid")
+
+OnProgress = Callable[[str, float], None]
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A model ready to run.
+
+    Attributes:
+        module: its code and weights; attention goes to `baton.engine.attention`.
+        spec: what others must know of it.
+        reference: logits it gave with its own attention for `reference_ids`, float32 [tokens, vocabulary].
+    """
+
+    module: PreTrainedModel
+    spec: ModelSpec
+    reference_ids: list[int]
+    reference: torch.Tensor
+
+
+def load(config: EngineConfig, on_progress: OnProgress = lambda stage, fraction: None) -> LoadedModel:
+    """Load `config.model`.
+
+    Raises:
+        UnsupportedModel: it cannot be served; the message says why.
+    """
+    directory = config.model
+    _check_directory(directory)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    on_progress("weights", 0.0)
+    try:
+        settings = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as error:
+        raise UnsupportedModel(f"{directory}: config.json cannot be read: {_first_line(error)}") from error
+    _check_config(directory, settings)
+    try:
+        module = AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=settings,
+            dtype=TORCH_DTYPES[config.dtype],
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
+        raise UnsupportedModel(f"{directory}: the model cannot be loaded: {_first_line(error)}") from error
+    module.eval()  # type: ignore[no-untyped-call]
+    module.requires_grad_(False)
+    on_progress("weights", 0.5)
+    text_config = module.config.get_text_config()
+    ids = [(7 * i * i + 3 * i + 5) % text_config.vocab_size for i in range(24)]
+    with torch.inference_mode():
+        reference = forward(module, torch.tensor([ids]), torch.arange(len(ids)).view(1, -1), None)
+        if not _switch(module):
+            raise UnsupportedModel(f"{type(module).__name__} does not let its attention be replaced")
+        layers = record(module, text_config)
+    if not layers:
+        raise UnsupportedModel(f"{type(module).__name__} has no attention that could be cached")
+    spec = ModelSpec(
+        name=directory.resolve().name,
+        architecture=type(module).__name__,
+        fingerprint=_fingerprint(directory, config.dtype.value, lambda done: on_progress("weights", 0.5 + done / 2)),
+        tokenizer_digest=_tokenizer_digest(directory),
+        vocab_size=reference.shape[-1],
+        max_context=getattr(text_config, "max_position_embeddings", None) or 2048,
+        eos_token_ids=_eos(module),
+        dtype=config.dtype,
+        layers=layers,
+    )
+    return LoadedModel(module, spec, ids, reference)
+
+
+def forward(
+    module: PreTrainedModel, input_ids: torch.Tensor, position_ids: torch.Tensor, rows: torch.Tensor | None
+) -> torch.Tensor:
+    """One forward of packed tokens.
+
+    Args:
+        module: the model.
+        input_ids: int64 [1, T].
+        position_ids: int64 [1, T].
+        rows: int64 [R], rows whose logits are wanted; None: all.
+
+    Returns:
+        Logits, float32 [R, vocabulary].
+    """
+    arguments: dict[str, Any] = {}
+    narrows = rows is not None and "logits_to_keep" in inspect.signature(module.forward).parameters
+    if narrows:
+        arguments["logits_to_keep"] = rows
+    out: torch.Tensor = module(
+        input_ids=input_ids, position_ids=position_ids, past_key_values=None, use_cache=False, **arguments
+    ).logits[0]
+    return (out if rows is None or narrows else out[rows]).float()
+
+
+def _check_directory(directory: Path) -> None:
+    if not (directory / "config.json").is_file():
+        raise UnsupportedModel(f"{directory}: no config.json in it")
+    if not any(directory.glob("*.safetensors")):
+        raise UnsupportedModel(f"{directory}: no safetensors in it; other weight formats can run code when loaded")
+    for name in ("config.json", "tokenizer_config.json"):
+        path = directory / name
+        try:
+            content = json.loads(path.read_bytes()) if path.is_file() else {}
+        except ValueError as error:
+            raise UnsupportedModel(f"{path}: not JSON: {error}") from error
+        if "auto_map" in content:
+            raise UnsupportedModel(f"{path}: auto_map asks for code from the model directory, which is never run")
+
+
+def _check_config(directory: Path, config: Any) -> None:
+    if config.is_encoder_decoder:
+        raise UnsupportedModel(f"{directory}: {config.model_type} is an encoder-decoder; only decoders are served")
+    text = config.get_text_config()
+    kinds = {str(kind) for kind in getattr(text, "layer_types", None) or ()}
+    stateful = sorted(kind for kind in kinds if any(word in kind for word in _STATEFUL))
+    if stateful:
+        raise UnsupportedModel(f"{directory}: {config.model_type} has {stateful[0]} layers, whose state is not cached")
+
+
+def _switch(module: PreTrainedModel) -> bool:
+    try:
+        module.set_attn_implementation(NAME)
+    except ValueError:
+        return False
+    return bool(module.config.get_text_config()._attn_implementation == NAME)
+
+
+def _eos(module: PreTrainedModel) -> tuple[int, ...]:
+    for config in (module.generation_config, module.config.get_text_config()):
+        eos = getattr(config, "eos_token_id", None)
+        if eos is not None:
+            return tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)
+    return ()
+
+
+def _fingerprint(directory: Path, dtype: str, on_progress: Callable[[float], None]) -> str:
+    """Equal exactly when the same prompt gives the same KV: configuration, weights, element type."""
+    config = json.loads((directory / "config.json").read_bytes())
+    for name in _VOLATILE:
+        config.pop(name, None)
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    digest.update(dtype.encode())
+    paths = sorted(directory.glob("*.safetensors"))
+    total = sum(path.stat().st_size for path in paths) or 1
+    done = 0
+    for path in paths:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+                done += len(block)
+                on_progress(done / total)
+    return digest.hexdigest()
+
+
+def _tokenizer_digest(directory: Path) -> str:
+    path = directory / "tokenizer.json"
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
