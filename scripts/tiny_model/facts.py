@@ -1,5 +1,7 @@
 """What the tiny model knows by heart: small tables of everyday facts."""
 
+# ruff: noqa: SIM905 tables read better as text
+
 from __future__ import annotations
 
 Row = tuple[str, ...]
@@ -64,10 +66,11 @@ OPPOSITES: tuple[Row, ...] = tuple(
 PLURALS: tuple[Row, ...] = tuple(
     (pair.split()[0], pair.split()[1])
     for pair in (
-        "mouse mice, child children, foot feet, tooth teeth, goose geese, man men, woman women, sheep sheep, leaf leaves,"
-        "knife knives, wolf wolves, box boxes, bus buses, baby babies, city cities, cat cats, dog dogs, tree trees,"
-        "book books, car cars, house houses, apple apples, horse horses, fox foxes, cherry cherries, fish fish,"
-        "potato potatoes, wife wives, shelf shelves, lady ladies, bird birds, table tables, star stars, hand hands"
+        "mouse mice, child children, foot feet, tooth teeth, goose geese, man men, woman women, sheep sheep, leaf"
+        " leaves,knife knives, wolf wolves, box boxes, bus buses, baby babies, city cities, cat cats, dog dogs, tree"
+        " trees,book books, car cars, house houses, apple apples, horse horses, fox foxes, cherry cherries, fish"
+        " fish,potato potatoes, wife wives, shelf shelves, lady ladies, bird birds, table tables, star stars, hand"
+        " hands"
     ).split(",")
 )
 
@@ -106,19 +109,21 @@ def _neighbours(kind: str, names: tuple[str, ...]) -> tuple[Row, ...]:
 ORDER: tuple[Row, ...] = _neighbours("day", DAYS) + _neighbours("month", MONTHS)
 
 NAMES: tuple[str, ...] = tuple(
-    "Anna Ben Clara David Emma Felix Greta Hugo Iris Jonas Karl Lena Mia Noah Olga Paul Rosa Simon Tara Uma Victor Wanda"
-    " Yara Zoe Adam Bella Carlos Diana Erik Fiona George Hanna Ivan Julia Kevin Laura Martin Nina Oscar Petra Quinn Robert"
-    " Sarah Tom Vera Walter Alice Bruno Elsa Frank".split()
+    "Anna Ben Clara David Emma Felix Greta Hugo Iris Jonas Karl Lena Mia Noah Olga Paul Rosa Simon Tara Uma"
+    " Victor Wanda Yara Zoe Adam Bella Carlos Diana Erik Fiona George Hanna Ivan Julia Kevin Laura Martin Nina"
+    " Oscar Petra Quinn Robert Sarah Tom Vera Walter Alice Bruno Elsa Frank".split()
 )
 
 WORDS: tuple[str, ...] = tuple(
-    "river stone cloud garden window lamp paper bridge forest mountain candle silver golden bread butter honey sugar pepper"
-    " tiger rabbit eagle spider monkey camel panda turtle dolphin whale rocket engine wheel hammer needle button pocket"
-    " jacket hat shoe glove mirror pillow blanket basket bottle spoon fork plate cup kettle oven chair desk door wall roof"
-    " floor street market tower castle island beach desert valley meadow flower root seed branch berry grape melon peach"
-    " plum orange lemon apple banana carrot onion rice pasta soup cheese cake cookie salt red blue green yellow white black"
-    " brown pink happy quiet clever gentle brave tiny giant warm cool bright winter summer spring autumn morning evening"
-    " music piano guitar drum violin song dance story letter picture color number circle square line point ball kite train"
-    " boat plane bicycle truck ship moon star planet comet rain snow wind storm thunder fire water earth metal glass wood"
-    " wool cotton leather farmer baker doctor teacher painter sailor pilot king queen prince knight dragon wizard ghost".split()
+    "river stone cloud garden window lamp paper bridge forest mountain candle silver golden bread butter"
+    " honey sugar pepper tiger rabbit eagle spider monkey camel panda turtle dolphin whale rocket engine wheel"
+    " hammer needle button pocket jacket hat shoe glove mirror pillow blanket basket bottle spoon fork plate"
+    " cup kettle oven chair desk door wall roof floor street market tower castle island beach desert valley"
+    " meadow flower root seed branch berry grape melon peach plum orange lemon apple banana carrot onion rice"
+    " pasta soup cheese cake cookie salt red blue green yellow white black brown pink happy quiet clever"
+    " gentle brave tiny giant warm cool bright winter summer spring autumn morning evening music piano guitar"
+    " drum violin song dance story letter picture color number circle square line point ball kite train boat"
+    " plane bicycle truck ship moon star planet comet rain snow wind storm thunder fire water earth metal"
+    " glass wood wool cotton leather farmer baker doctor teacher painter sailor pilot king queen prince knight"
+    " dragon wizard ghost".split()
 )

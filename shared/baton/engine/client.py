@@ -150,7 +150,7 @@ class EngineClient:
                     "baton.engine.process",
                     f"--socket-fd={there.fileno()}",
                     f"--memory-fd={memory_fd}",
-                    f"--config={msgspec.json.encode(config).decode()}",
+                    f"--config={config.to_json()}",
                     pass_fds=(there.fileno(), memory_fd),
                     stdin=asyncio.subprocess.DEVNULL,
                 )

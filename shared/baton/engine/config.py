@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from baton.engine.layout import KvDtype
 
 
@@ -23,3 +25,12 @@ class EngineConfig:
     max_waiting: int = 256  # requests that may wait; more are refused
     aging_seconds: float = 1.0  # waiting this long raises a request's effective priority by one
     threads: int = 1  # CPU threads of torch
+
+    def to_json(self) -> str:
+        """For the engine process's command line."""
+        return msgspec.json.encode(self, enc_hook=str).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> EngineConfig:
+        """What `to_json` made."""
+        return msgspec.json.decode(text, type=cls, dec_hook=lambda kind, value: kind(value))

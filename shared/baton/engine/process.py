@@ -15,7 +15,6 @@ import socket
 import sys
 from collections.abc import Sequence
 
-import msgspec
 import torch
 
 from baton.engine.config import EngineConfig
@@ -82,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Ctrl-C and service managers signal the whole group: the front decides when the engine may go.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    config = msgspec.json.decode(options.config, type=EngineConfig)
+    config = EngineConfig.from_json(options.config)
     torch.set_num_threads(config.threads)
     link = _Link(socket.socket(fileno=options.socket_fd))
     try:
