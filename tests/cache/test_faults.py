@@ -1,0 +1,179 @@
+"""Whatever happens to Redis is a miss, and a quick one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+import redis
+
+from baton.cli.redis_server import EmbeddedRedis
+from baton.internal.v1 import response_cache_pb2
+from baton_cache.breaker import Breaker
+from baton_cache.settings import CacheSettings
+from tests.cache.conftest import Cache, an_answer, cache_key, eventually, running_cache
+
+FAILED = response_cache_pb2.MISS_REASON_STORE_FAILED
+TIMEOUT = 0.1
+PAUSE = 0.3
+SLACK = 0.05
+"""Seconds a busy machine may add."""
+
+
+@pytest.fixture
+async def quick(redis_server: EmbeddedRedis) -> AsyncIterator[Cache]:
+    """A cache that is impatient with Redis, and holds one answer."""
+    async with running_cache(redis_server.url, redis_timeout=TIMEOUT, breaker_seconds=PAUSE) as one:
+        assert await one.fill(cache_key(), an_answer())
+        yield one
+
+
+async def timed_miss(cache: Cache) -> float:
+    """Look up; seconds until it is known that Redis failed."""
+    began = time.monotonic()
+    assert await cache.miss(cache_key()) == FAILED
+    return time.monotonic() - began
+
+
+async def hits(cache: Cache) -> bool:
+    """Whether the answer is found."""
+    return (await cache.lookup(cache_key())).hit
+
+
+async def fills(cache: Cache) -> bool:
+    """Whether an answer can be stored."""
+    return await cache.fill(cache_key(), an_answer())
+
+
+def test_redis_gets_20_ms() -> None:
+    assert CacheSettings().redis_timeout == 0.02
+
+
+async def test_redis_killed_and_back(redis_server: EmbeddedRedis, quick: Cache) -> None:
+    os.kill(redis_server.pid, signal.SIGKILL)
+    times = [await timed_miss(quick) for _ in range(10)]
+    assert max(times) < TIMEOUT + SLACK
+    assert not await quick.fill(cache_key(), an_answer())
+    redis_server.start()
+    await eventually(lambda: fills(quick), PAUSE * 3)
+    assert await hits(quick)
+
+
+async def test_redis_frozen(redis_server: EmbeddedRedis, quick: Cache) -> None:
+    os.kill(redis_server.pid, signal.SIGSTOP)
+    first = [await timed_miss(quick) for _ in range(3)]
+    assert max(first) < 2 * TIMEOUT
+    assert await timed_miss(quick) < SLACK, "the breaker is open"
+    await asyncio.sleep(PAUSE)
+    trial, after = await timed_miss(quick), await timed_miss(quick)
+    assert TIMEOUT * 0.9 < trial < 2 * TIMEOUT, "one call tries"
+    assert after < SLACK, "and the breaker is open again"
+    os.kill(redis_server.pid, signal.SIGCONT)
+    await eventually(lambda: hits(quick), PAUSE * 3)
+
+
+async def test_many_lookups_of_a_frozen_redis_at_once(redis_server: EmbeddedRedis, quick: Cache) -> None:
+    os.kill(redis_server.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    found = await asyncio.gather(*(quick.lookup(cache_key()) for _ in range(200)))
+    assert time.monotonic() - began < 10 * TIMEOUT
+    assert {one.miss_reason for one in found} == {FAILED}
+
+
+async def test_redis_not_there_at_start(redis_server: EmbeddedRedis) -> None:
+    redis_server.close()
+    async with running_cache(redis_server.url, breaker_seconds=PAUSE) as cache:
+        assert await timed_miss(cache) < TIMEOUT + SLACK
+        redis_server.start()
+        await eventually(lambda: fills(cache), PAUSE * 3)
+
+
+async def test_redis_flushed(quick: Cache, stored: redis.Redis) -> None:
+    stored.flushall()
+    assert await quick.miss(cache_key()) == response_cache_pb2.MISS_REASON_ABSENT
+
+
+async def test_redis_full(quick: Cache, stored: redis.Redis) -> None:
+    stored.config_set("maxmemory-policy", "noeviction")
+    stored.config_set("maxmemory", "1")
+    for _ in range(5):
+        assert not await quick.fill(cache_key((1, 2)), an_answer())
+    assert await hits(quick), "what is there is still served"
+
+
+async def test_redis_read_only(quick: Cache, stored: redis.Redis) -> None:
+    stored.config_set("min-replicas-to-write", "1")
+    for _ in range(5):
+        assert not await quick.fill(cache_key((1, 2)), an_answer())
+    assert await hits(quick), "what is there is still served"
+
+
+async def test_redis_wants_a_password(redis_server: EmbeddedRedis, stored: redis.Redis) -> None:
+    stored.config_set("requirepass", "open sesame")
+    async with running_cache(redis_server.url) as cache:
+        assert not await cache.fill(cache_key(), an_answer())
+        assert await cache.miss(cache_key()) == FAILED
+    async with running_cache(redis_server.url.replace("unix://", "unix://:open%20sesame@")) as cache:
+        assert await cache.fill(cache_key(), an_answer())
+
+
+async def test_redis_cuts_connections(quick: Cache, stored: redis.Redis) -> None:
+    for _ in range(20):
+        stored.client_kill_filter(_type="normal", skipme=True)
+        await quick.lookup(cache_key())
+    await eventually(lambda: hits(quick), PAUSE * 3)
+
+
+async def test_cancelled_lookups_get_nobody_elses_answer(redis_server: EmbeddedRedis) -> None:
+    """A connection that is given up in the middle must not hand its answer to the next call."""
+    chance = random.Random(7)
+    async with running_cache(redis_server.url, redis_connections=2, breaker_failures=1000) as cache:
+        for i in range(20):
+            assert await cache.fill(cache_key((i,)), an_answer(f"answer {i} "))
+        found_some = 0
+
+        async def look(i: int) -> None:
+            nonlocal found_some
+            request = response_cache_pb2.LookupRequest(key=cache_key((i,)))
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                found = await cache.stub.Lookup(request, timeout=chance.uniform(0.0005, 0.02))
+                assert found.miss_reason != response_cache_pb2.MISS_REASON_CORRUPT
+                if found.hit:
+                    found_some += 1
+                    assert found.answer == an_answer(f"answer {i} ")
+
+        for _ in range(20):
+            await asyncio.gather(*(look(i) for i in range(20)))
+        assert 0 < found_some < 400
+        for i in range(20):
+            assert (await cache.lookup(cache_key((i,)))).answer == an_answer(f"answer {i} ")
+
+
+def test_breaker() -> None:
+    now = 0.0
+    breaker = Breaker(failures=2, pause_seconds=1.0, now=lambda: now)
+    breaker.failed()
+    breaker.worked()
+    breaker.failed()
+    assert breaker.allows()
+    breaker.failed()
+    assert breaker.open
+    assert not breaker.allows()
+    now = 1.0
+    assert breaker.allows()
+    assert not breaker.allows(), "one trial a pause"
+    breaker.failed()
+    now = 1.9
+    assert not breaker.allows()
+    now = 2.0
+    assert breaker.allows()
+    breaker.worked()
+    assert not breaker.open
+    assert breaker.allows()
