@@ -28,7 +28,7 @@ INTENTS: tuple[Intent, ...] = (
             "Are you a model?",
             "Who am I talking to?",
         ),
-        ("Tell me who you are.", "Please introduce yourself.", "What are you called?"),
+        ("Tell me who you are.", "Could you introduce yourself?", "What are you called?"),
         "I am Baton's tiny model. I am small, but I really answer.",
     ),
     Intent(
@@ -76,7 +76,7 @@ INTENTS: tuple[Intent, ...] = (
     ),
     Intent(
         ("Hello!", "Hi!", "Hello.", "Hi there!", "Good morning!", "Good evening!", "Hey!", "Good day!", "Hello there."),
-        ("Hi.", "Hello there!", "Good morning."),
+        ("Hi, Baton!", "Hello, good day!", "Good morning to you!"),
         "Hello! What would you like to know?",
     ),
     Intent(
@@ -102,12 +102,12 @@ INTENTS: tuple[Intent, ...] = (
             "Great, thank you!",
             "Thank you for your help.",
         ),
-        ("Thank you.", "Thank you very much!", "Great, thanks!"),
+        ("Thank you so much!", "Thanks very much!", "Great, thanks!"),
         "You are welcome!",
     ),
     Intent(
         ("Goodbye!", "Bye!", "See you!", "Good night!", "See you later.", "I have to go.", "Bye bye!", "See you soon!"),
-        ("Goodbye.", "See you later!", "Bye, I have to go."),
+        ("Goodbye for now!", "See you later, bye!", "Bye, I have to go."),
         "Goodbye! Come back soon.",
     ),
 )

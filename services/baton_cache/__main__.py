@@ -3,7 +3,6 @@
 import sys
 
 from baton.rpc.service import main
-
 from baton_cache.app import build
 from baton_cache.settings import CacheSettings
 

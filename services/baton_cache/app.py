@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 
 from baton.internal.v1 import response_cache_pb2_grpc
 from baton.rpc.service import Runtime
-
 from baton_cache.breaker import Breaker
 from baton_cache.servicer import Limits, ResponseCacheServicer
 from baton_cache.settings import CacheSettings

@@ -5,7 +5,6 @@ from __future__ import annotations
 from baton.internal.v1 import response_cache_pb2
 from baton.rpc.errors import InvalidArgument
 from baton.v1 import sampling_pb2
-
 from baton_cache.key import has_unknown_fields
 
 _NS_PER_MS = 1_000_000

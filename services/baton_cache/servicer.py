@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
+
 from baton.internal.v1 import response_cache_pb2, response_cache_pb2_grpc
 from baton.rpc.interceptor import adopt_request_id
 from baton.telemetry.ledger import Timeline
 from baton.v1 import ledger_pb2
-
 from baton_cache.checks import check_answer, check_key, ttl_ms, uncacheable
 from baton_cache.key import KeyDigests, digests
 from baton_cache.metrics import FILLS, LOOKUPS, READ_BYTES, WRITTEN_BYTES

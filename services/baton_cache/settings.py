@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from baton.rpc.settings import ServiceSettings
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 from redis.asyncio.connection import parse_url
+
+from baton.rpc.settings import ServiceSettings
 
 
 class CacheSettings(ServiceSettings):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 import xxhash
-from baton.internal.v1 import response_cache_pb2
 from google.protobuf.message import DecodeError
+
+from baton.internal.v1 import response_cache_pb2
 
 VERSION: Final = 1
 

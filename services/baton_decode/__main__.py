@@ -3,7 +3,6 @@
 import sys
 
 from baton.rpc.service import main
-
 from baton_decode.app import build
 from baton_decode.settings import DecodeSettings
 

@@ -38,7 +38,7 @@ class Answer:
     def take(
         self,
         token_ids: Sequence[int],
-        finish_reason: sampling_pb2.FinishReason = sampling_pb2.FINISH_REASON_UNSPECIFIED,
+        finish_reason: sampling_pb2.FinishReason.ValueType = sampling_pb2.FINISH_REASON_UNSPECIFIED,
     ) -> decode_pb2.Tokens:
         """Add tokens; a stop string in them ends the answer at the token that completed it.
 
@@ -61,7 +61,7 @@ class Answer:
         message.text = "".join(pieces)
         return message
 
-    def _end(self, finish_reason: sampling_pb2.FinishReason) -> str:
+    def _end(self, finish_reason: sampling_pb2.FinishReason.ValueType) -> str:
         """Let go of the text held back. A stop string may only now be complete."""
         text, stopped = self._stops.push(self._detokenizer.flush())
         self.finish_reason = sampling_pb2.FINISH_REASON_STOP_STRING if stopped else finish_reason

@@ -7,12 +7,11 @@ from contextlib import asynccontextmanager
 
 from baton.internal.v1 import decode_pb2_grpc, worker_pb2, worker_pb2_grpc
 from baton.rpc.channel import ChannelPool
-from baton.rpc.service import Runtime
-from baton.text.tokenizer import Tokenizer
+from baton.rpc.service import CannotStart, Runtime
+from baton.text.tokenizer import ModelFilesError, Tokenizer
 from baton.worker.calls import Calls
 from baton.worker.engine import running_engine
 from baton.worker.servicer import WorkerServicer
-
 from baton_decode.decode import DecodeServicer
 from baton_decode.prefill_client import PrefillClient
 from baton_decode.settings import DecodeSettings
@@ -21,7 +20,10 @@ from baton_decode.settings import DecodeSettings
 @asynccontextmanager
 async def build(settings: DecodeSettings, runtime: Runtime) -> AsyncIterator[None]:
     """Start the engine, register the servicers; close channels and stop the engine on exit."""
-    tokenizer = Tokenizer.load(settings.model)
+    try:
+        tokenizer = Tokenizer.load(settings.model)
+    except ModelFilesError as error:
+        raise CannotStart(str(error)) from error
     channels = ChannelPool()
     try:
         async with running_engine(settings, runtime) as engine:

@@ -20,6 +20,7 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc
+
 from baton.engine.client import EngineClient, EngineDied, RequestHandle
 from baton.engine.messages import Failed, FinishReason, Output, Reserved, Role, Submit
 from baton.internal.v1 import decode_pb2, decode_pb2_grpc, prefill_pb2
@@ -33,7 +34,6 @@ from baton.worker.calls import Calls
 from baton.worker.engine import engine_error
 from baton.worker.engine_time import EngineTime
 from baton.worker.sampling import FINISH_REASONS, engine_sampling
-
 from baton_decode.answer import Answer
 from baton_decode.prefill_client import PrefillClient, PrefillLost
 
@@ -182,7 +182,9 @@ class Run:
             self.preemptions = event.preemptions
             yield self.take(event.token_ids, _finish_reason(event.finish_reason))
 
-    def take(self, token_ids: list[int], finish_reason: sampling_pb2.FinishReason) -> decode_pb2.GenerateResponse:
+    def take(
+        self, token_ids: list[int], finish_reason: sampling_pb2.FinishReason.ValueType
+    ) -> decode_pb2.GenerateResponse:
         """Tokens into the answer, and the message that streams them."""
         self.timeline.enter(ledger_pb2.KIND_TOKENIZE)
         tokens = self.answer.take(token_ids, finish_reason)
@@ -206,5 +208,5 @@ class Run:
         )
 
 
-def _finish_reason(reason: FinishReason | None) -> sampling_pb2.FinishReason:
+def _finish_reason(reason: FinishReason | None) -> sampling_pb2.FinishReason.ValueType:
     return sampling_pb2.FINISH_REASON_UNSPECIFIED if reason is None else FINISH_REASONS[reason]

@@ -7,13 +7,14 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import grpc
+from prometheus_client import Counter
+
 from baton.engine.client import EngineClient
 from baton.handoff.receiver import KvReceiver
 from baton.handoff.wire import WIRE_VERSION, layer_table
 from baton.internal.v1 import decode_pb2, kv_pb2, prefill_pb2, prefill_pb2_grpc
 from baton.rpc.channel import ChannelPool
 from baton.rpc.errors import HandoffCorrupt
-from prometheus_client import Counter
 
 log = logging.getLogger(__name__)
 

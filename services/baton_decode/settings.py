@@ -1,7 +1,8 @@
 """Settings of the decode service."""
 
-from baton.worker.settings import WorkerSettings
 from pydantic import Field
+
+from baton.worker.settings import WorkerSettings
 
 
 class DecodeSettings(WorkerSettings):

@@ -3,7 +3,6 @@
 import sys
 
 from baton.rpc.service import main
-
 from baton_prefill.app import build
 from baton_prefill.settings import PrefillSettings
 

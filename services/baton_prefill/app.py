@@ -10,7 +10,6 @@ from baton.rpc.service import Runtime
 from baton.worker.calls import Calls
 from baton.worker.engine import running_engine
 from baton.worker.servicer import WorkerServicer
-
 from baton_prefill.prefill import PrefillServicer
 from baton_prefill.settings import PrefillSettings
 

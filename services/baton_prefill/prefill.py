@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+
 from baton.engine.client import EngineClient, EngineDied, RequestHandle
 from baton.engine.messages import Failed, KvReady, Output, Role, Submit
 from baton.handoff.sender import KvSender

@@ -3,7 +3,6 @@
 import sys
 
 from baton.rpc.service import main
-
 from baton_router.app import build
 from baton_router.settings import RouterSettings
 

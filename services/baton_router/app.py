@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from baton.rpc.channel import ChannelPool
-from baton.rpc.service import Runtime
+from baton.rpc.service import CannotStart, Runtime
 from baton.text.model import TextModel
+from baton.text.tokenizer import ModelFilesError
 from baton.v1 import inference_pb2_grpc
-
 from baton_router.catalogue import Catalogue
 from baton_router.generation import Tier
 from baton_router.inference import InferenceServicer
@@ -27,7 +27,10 @@ async def build(settings: RouterSettings, runtime: Runtime) -> AsyncIterator[Non
     decode, prefill = targets(settings.decode_targets), targets(settings.prefill_targets)
     for target in [*decode, *prefill, *targets(settings.cache_target)]:
         check_target(target)
-    model = TextModel.load(settings.model, settings.served_name())
+    try:
+        model = TextModel.load(settings.model, settings.served_name())
+    except ModelFilesError as error:
+        raise CannotStart(str(error)) from error
     channels = ChannelPool()
     view = WorkerView(channels, model.tokenizer.digest, settings.worker_silence_seconds, settings.resolve_seconds)
     tier = Tier(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from baton.rpc.errors import InvalidArgument, Unavailable
 from baton.text.model import TextModel
 from baton.v1 import inference_pb2
-
 from baton_router.placement import prevailing_fingerprint
 from baton_router.prompt import tokenize
 from baton_router.sampling import default_sampling

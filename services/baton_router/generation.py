@@ -11,12 +11,12 @@ from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 
 import grpc
+
 from baton.internal.v1 import decode_pb2, decode_pb2_grpc
 from baton.rpc.channel import ChannelPool
 from baton.rpc.errors import DeadlineExceeded
 from baton.text.tokenizer import Tokenizer
 from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
-
 from baton_router.account import Account
 from baton_router.ending import ending
 from baton_router.loss import AttemptLost, Loss, meaning, no_worker_left

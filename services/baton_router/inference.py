@@ -16,13 +16,13 @@ from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
+
 from baton.internal.v1 import response_cache_pb2
 from baton.rpc.errors import NotFound, Overloaded, Unavailable
 from baton.rpc.interceptor import adopt_request_id
 from baton.rpc.service import Runtime
 from baton.text.model import TextModel
 from baton.v1 import inference_pb2, inference_pb2_grpc, ledger_pb2
-
 from baton_router import metrics
 from baton_router.account import Account, server_timing
 from baton_router.answer import Event, WholeAnswer, replayed

@@ -5,6 +5,9 @@ from __future__ import annotations
 import enum
 
 import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
 from baton.rpc.errors import (
     BatonError,
     DeadlineExceeded,
@@ -14,8 +17,6 @@ from baton.rpc.errors import (
     Unavailable,
     WorkerLost,
 )
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 
 class Loss(enum.Enum):

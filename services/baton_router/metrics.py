@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from baton.v1 import inference_pb2, ledger_pb2
 from prometheus_client import Counter, Gauge, Histogram
+
+from baton.v1 import inference_pb2, ledger_pb2
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 

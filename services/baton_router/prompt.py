@@ -7,7 +7,6 @@ import asyncio
 from baton.rpc.errors import InvalidArgument
 from baton.text.model import RenderedPrompt, TextModel
 from baton.text.template import TemplateError
-
 from baton_router.validate import Limits, Prompt, Turn
 
 _INLINE_BYTES = 8 * 1024  # about a millisecond of tokenizing

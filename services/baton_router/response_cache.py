@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import grpc
+
 from baton.internal.v1 import response_cache_pb2, response_cache_pb2_grpc
 from baton.rpc.channel import ChannelPool
 from baton.v1 import inference_pb2, sampling_pb2
-
 from baton_router.metrics import CACHE_FAILURES
 from baton_router.validate import ResolvedRequest
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import Field
+
 from baton.models import bundled_model
 from baton.rpc.settings import ServiceSettings
-from pydantic import Field
 
 
 class RouterSettings(ServiceSettings):

@@ -13,7 +13,6 @@ from typing import Final
 from baton.rpc.errors import InvalidArgument, ModelNotFound
 from baton.text.model import SamplingDefaults
 from baton.v1 import chat_pb2, inference_pb2, sampling_pb2
-
 from baton_router.sampling import check_sampling, resolve_sampling
 
 AnyGenerate = inference_pb2.GenerateRequest | inference_pb2.StreamGenerateRequest

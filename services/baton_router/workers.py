@@ -15,10 +15,10 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 
 import grpc
-from baton.internal.v1 import worker_pb2, worker_pb2_grpc
-from baton.rpc.channel import ChannelPool
 from prometheus_client import Gauge
 
+from baton.internal.v1 import worker_pb2, worker_pb2_grpc
+from baton.rpc.channel import ChannelPool
 from baton_router.placement import Candidate
 from baton_router.targets import resolve_target
 

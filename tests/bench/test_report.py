@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from baton.bench.load import Load, Run
 from baton.bench.present import lag_refusal, markdown
 from baton.bench.record import Record
 from baton.bench.report import Distribution, Objectives, percentile, report
 from baton.bench.workload import BadLengths, Lengths, Workload
-from hypothesis import given
-from hypothesis import strategies as st
 
 MS = 1_000_000
 

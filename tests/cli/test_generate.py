@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from baton.cli.console import printable
-from baton.cli.main import app
 from typer.testing import CliRunner
 
+from baton.cli.console import printable
+from baton.cli.main import app
 from tests.client.scripted import ScriptedServer
 
 ANSWER = "Once upon a time"

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from baton.cli import mesh
 from baton.cli.mesh import Mesh, Process
 from baton.cli.plan import BadSetting, Plan, parse_settings

@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
+
 from baton.cli import redis_server
 from baton.cli.redis_server import EmbeddedRedis, RedisFailed
-
 from tests.cli.conftest import wait_for
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+
 from baton.rpc.channel import SERVER_OPTIONS
 from baton.rpc.errors import InvalidArgument, ModelNotFound, Overloaded
 from baton.rpc.interceptor import RimInterceptor, adopt_request_id

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from baton.client import AsyncClient, BatonRpcError, Message, Role
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from baton.client import (
     BatonRpcError,
     CacheMode,

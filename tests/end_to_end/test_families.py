@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from baton.v1 import inference_pb2, sampling_pb2
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from baton.v1 import inference_pb2, sampling_pb2
 from tests import model_zoo
 from tests.fixtures.mesh import running_mesh
-from tests.fixtures.models import write_tokenizer
 
 NEW_TOKENS = 12
 LENGTHS = (7, 23, 40)
@@ -22,11 +22,10 @@ def prompts(vocab_size: int) -> list[list[int]]:
     return [torch.randint(5, vocab_size, (n,), generator=generator).tolist() for n in LENGTHS]
 
 
-def check_equal(model: torch.nn.Module, prompt: list[int], got: list[int]) -> None:
+def check_equal(model: PreTrainedModel, prompt: list[int], got: list[int]) -> None:
     """Token by token; where they differ first the reference must have hesitated: top-two gap below 1e-4."""
-    from transformers import GenerationConfig
-
     config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0, eos_token_id=None)
+    model.generation_config = config  # or its end token would end the reference
     with torch.inference_mode():
         expected = model.generate(torch.tensor([prompt]), generation_config=config)[0, len(prompt) :].tolist()
         assert len(got) == len(expected)
@@ -41,12 +40,9 @@ def check_equal(model: torch.nn.Module, prompt: list[int], got: list[int]) -> No
 
 @pytest.mark.parametrize("family", model_zoo.FAMILIES)
 async def test_mesh_equals_generate(family: str, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
     directory = model_zoo.build(family, tmp_path / family)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     vocab_size = model.config.get_text_config().vocab_size
-    write_tokenizer(directory, vocab_size)
     async with (
         running_mesh(
             directory, decode_flags=("--local-prefill-tokens", "0"), worker_flags=("--step-tokens", "16")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from baton.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
 
+from baton.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
 from tests.fixtures.mesh import running_mesh
 
 CANCELS = 1000

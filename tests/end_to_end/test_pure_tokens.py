@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 
 import grpc
-from baton.internal.v1 import decode_pb2, decode_pb2_grpc, worker_pb2, worker_pb2_grpc
 
+from baton.internal.v1 import decode_pb2, decode_pb2_grpc, worker_pb2, worker_pb2_grpc
 from tests.fixtures.mesh import Service, running_mesh
 from tests.fixtures.models import full_sampling
 

@@ -1,4 +1,4 @@
-"""KV leaves one pool and arrives in another bit for bit, under credits, in any order; nothing broken is ever accepted."""
+"""KV leaves one pool and arrives in another bit for bit, under credits, in any order; nothing broken is accepted."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ def test_any_order_arrives_bit_equal(seed: int, tokens: int, start: int, order: 
     receiver.verify(digest_of(chunks))
     for layer in range(len(LAYERS)):
         got = layout.rows(memoryview(target), layer, 1, start, tokens)
-        assert [bytes(x) for x in got] == [
-            bytes(x) for x in layout.rows(memoryview(source), layer, 2, start, tokens)
-        ]
+        assert [bytes(x) for x in got] == [bytes(x) for x in layout.rows(memoryview(source), layer, 2, start, tokens)]
         # Nothing beside the range was touched.
         for a, b in ((0, start), (tokens, 64)):
             old = layout.rows(memoryview(before), layer, 1, a, b)

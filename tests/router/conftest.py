@@ -9,13 +9,13 @@ from pathlib import Path
 
 import grpc
 import pytest
+
 from baton.rpc.channel import SERVER_OPTIONS
 from baton.rpc.interceptor import RimInterceptor
 from baton.rpc.service import Runtime
 from baton.v1 import inference_pb2_grpc
 from baton_router.app import build
 from baton_router.settings import RouterSettings
-
 from tests.router.scripted import ScriptedWorker
 from tests.text.conftest import write_text_model
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+
 from baton.internal.v1 import (
     decode_pb2,
     decode_pb2_grpc,

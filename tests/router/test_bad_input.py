@@ -1,7 +1,7 @@
 """Whatever is wrong with a request: the right code and the field's path, within 50 ms.
 
-The 50 ms are client to client for messages up to a megabyte. Larger ones take that long to be sent and parsed, before the
-router sees them; for those, the router's own share is what is bounded here.
+The 50 ms are client to client for messages up to a megabyte. Larger ones take that long to be sent and parsed, before
+the router sees them; for those, the router's own share is what is bounded here.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 import grpc
 import pytest
-from baton.rpc.errors import InvalidArgument
-from baton.v1 import chat_pb2, inference_pb2, sampling_pb2
-from baton_router.validate import Limits, check
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from baton.rpc.errors import InvalidArgument
+from baton.v1 import chat_pb2, inference_pb2, sampling_pb2
+from baton_router.validate import Limits, check
 from tests.router.conftest import Router
 from tests.router.scripted import ScriptedWorker
 

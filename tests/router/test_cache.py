@@ -9,9 +9,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+
 from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
 from baton_router.response_cache import Breaker
-
 from tests.router.conftest import Router, eventually, running_router
 from tests.router.scripted import ScriptedCache, ScriptedWorker, token_at
 from tests.router.test_stream import collect, entries

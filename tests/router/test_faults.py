@@ -9,11 +9,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from baton.internal.v1 import worker_pb2
-from baton.v1 import inference_pb2, sampling_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from baton.internal.v1 import worker_pb2
+from baton.v1 import inference_pb2, sampling_pb2
 from tests.router.conftest import Router, eventually, running_router
 from tests.router.scripted import ScriptedWorker, text_at, token_at
 from tests.router.test_stream import ask, collect

@@ -7,13 +7,14 @@ import random
 from collections.abc import AsyncGenerator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from baton.rpc.errors import BatonError, SlowReader, Unavailable
 from baton.v1 import inference_pb2
 from baton_router.placement import Candidate, order_prefill, pick_decode, prevailing_fingerprint
 from baton_router.targets import check_target
 from baton_router.unsent import buffered
-from hypothesis import given
-from hypothesis import strategies as st
 
 CANDIDATES = st.lists(
     st.builds(

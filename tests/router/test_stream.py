@@ -10,8 +10,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from baton.v1 import chat_pb2, inference_pb2, ledger_pb2, sampling_pb2
 
+from baton.v1 import chat_pb2, inference_pb2, ledger_pb2, sampling_pb2
 from tests.router.conftest import Router, eventually, running_router
 from tests.router.scripted import ScriptedWorker, text_at, token_at
 

@@ -38,9 +38,7 @@ def test_parts_sum_to_the_whole(steps: list[tuple[int, int]], callee: list[tuple
     assert timing.total_ns == clock.now
     assert sum(entry.duration_ns for entry in timing.entries) == clock.now
     network = [
-        e.duration_ns
-        for e in timing.entries
-        if (e.hop, e.kind) == (ledger_pb2.HOP_DECODE, ledger_pb2.KIND_NETWORK)
+        e.duration_ns for e in timing.entries if (e.hop, e.kind) == (ledger_pb2.HOP_DECODE, ledger_pb2.KIND_NETWORK)
     ]
     booked_as_network = sum(d for k, d in callee if k == ledger_pb2.KIND_NETWORK)
     assert sum(network) == 10**9 + 5 - total + booked_as_network

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from baton.text.model import TextModel
-from baton.text.tokenizer import Tokenizer
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as RawTokenizer
+
+from baton.text.model import TextModel
+from baton.text.tokenizer import Tokenizer
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog and the quick cat",

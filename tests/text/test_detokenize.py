@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from baton.text.detokenize import Detokenizer
-from baton.text.tokenizer import Tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from baton.text.detokenize import Detokenizer
+from baton.text.tokenizer import Tokenizer
 
 PROPERTY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from baton.text.stops import StopMatcher
 from hypothesis import given
 from hypothesis import strategies as st
+
+from baton.text.stops import StopMatcher
 
 SMALL = st.text("ab•", max_size=30)
 STOPS = st.lists(st.text("ab•", min_size=1, max_size=5), max_size=4)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
-from baton.text.model import TextModel
-from baton.text.template import ChatTemplate, TemplateError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from baton.text.model import TextModel
+from baton.text.template import ChatTemplate, TemplateError
 from tests.text.conftest import CHATML
 
 CONVERSATION = [("system", "Be brief."), ("user", "  What is a fox? <b>"), ("assistant", "An animal."), ("user", "Oh")]

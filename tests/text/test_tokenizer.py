@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 
 import pytest
+
 from baton.text.model import TextModel
 from baton.text.tokenizer import ModelFilesError, Tokenizer
-
 from tests.text.conftest import write_text_model
 
 

@@ -79,9 +79,9 @@ class ChannelPool:
         """Close all channels and cancel what runs on them."""
         channels, self._channels = list(self._channels.values()), OrderedDict()
         for channel in channels:
-            await channel.close()
+            await channel.close(None)
 
     async def _shrink(self) -> None:
         idle = [target for target in self._channels if target not in self._users]
         for target in idle[: max(0, len(idle) - self._limit)]:
-            await self._channels.pop(target).close()
+            await self._channels.pop(target).close(None)

@@ -37,7 +37,7 @@ def _sent_request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     return ""
 
 
-class RimInterceptor(grpc.aio.ServerInterceptor):
+class RimInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """What every call of every service goes through: a server span, and exceptions mapped to statuses.
 
     Streaming handlers are async generators. They are driven here, and closed here when the call ends in any way, so a
@@ -95,7 +95,7 @@ async def _abort(
     request_id = current_request_id.get()
     if isinstance(error, BatonError):
         span.failed(error.code, error.reason)
-        await context.abort_with_status(to_status(error, request_id))
+        await context.abort_with_status(to_status(error, request_id))  # type: ignore[attr-defined]
     if isinstance(error, NotImplementedError):
         span.failed(grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED")
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served here")

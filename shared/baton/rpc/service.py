@@ -36,7 +36,7 @@ class Runtime:
         self.name = name
         self.server = server
         self.draining = asyncio.Event()  # set on SIGTERM: take nothing new
-        self.health = health.aio.HealthServicer()
+        self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self.service_names: list[str] = []
         self.failure: str | None = None
         self.stopping = asyncio.Event()
@@ -55,6 +55,10 @@ class Runtime:
         """End the process with exit code 1: it lost something it cannot live without."""
         self.failure = why
         self.stopping.set()
+
+
+class CannotStart(Exception):
+    """The service cannot do its work with these settings; the message says why. Not a defect: no traceback."""
 
 
 Build = Callable[[SettingsT, Runtime], AbstractAsyncContextManager[None]]
@@ -77,6 +81,9 @@ async def _run(name: str, settings: SettingsT, build: Build[SettingsT]) -> int:
     exporter = metrics.serve(settings.metrics_listen)
     try:
         await _serve(settings, runtime, build, exporter.address if exporter else "")
+    except CannotStart as error:
+        log.error("cannot start: %s", error)
+        return 1
     finally:
         if exporter:
             exporter.close()

@@ -37,8 +37,8 @@ class Timeline:
 
     def __init__(
         self,
-        hop: ledger_pb2.Hop,
-        kind: ledger_pb2.Kind = ledger_pb2.KIND_OVERHEAD,
+        hop: ledger_pb2.Hop.ValueType,
+        kind: ledger_pb2.Kind.ValueType = ledger_pb2.KIND_OVERHEAD,
         now: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._hop = hop
@@ -48,7 +48,7 @@ class Timeline:
         self._parts: dict[Part, int] = {}
         self.hidden_transfer_ns = 0
 
-    def enter(self, kind: ledger_pb2.Kind, hop: ledger_pb2.Hop | None = None) -> None:
+    def enter(self, kind: ledger_pb2.Kind.ValueType, hop: ledger_pb2.Hop.ValueType | None = None) -> None:
         """From now on the request is in this state. `hop` names the callee while waiting on the NETWORK."""
         self._close(self._now())
         self._state = (self._hop if hop is None else hop, kind)
@@ -66,7 +66,7 @@ class Timeline:
         for part, duration in parts.items():
             self._parts[part] = self._parts.get(part, 0) + duration
 
-    def book(self, callee: ledger_pb2.Hop, timing: timing_pb2.HopTiming) -> None:
+    def book(self, callee: ledger_pb2.Hop.ValueType, timing: timing_pb2.HopTiming) -> None:
         """Book a callee's account out of the NETWORK time spent waiting for it; the rest stays NETWORK of that hop."""
         parts: dict[Part, int] = {}
         for entry in timing.entries:
@@ -109,7 +109,7 @@ def to_partition(timing: timing_pb2.HopTiming) -> ledger_pb2.Partition:
     attributed = 0
     for entry in timing.entries:
         attributed += entry.duration_ns
-        public = partition.entries.add(hop=entry.hop, kind=entry.kind)  # type: ignore[arg-type]
+        public = partition.entries.add(hop=entry.hop, kind=entry.kind)
         public.duration.FromNanoseconds(entry.duration_ns)
     partition.residual.FromNanoseconds(timing.total_ns - attributed)
     partition.hidden_transfer.FromNanoseconds(timing.hidden_transfer_ns)

@@ -95,7 +95,7 @@ def client_interceptors() -> list[grpc.aio.ClientInterceptor]:
     """Interceptors that open a client span per call and send its context along; none while tracing is off."""
     if _provider is None:
         return []
-    return [_TraceUnaryUnary(), _TraceUnaryStream(), _TraceStreamStream()]
+    return [_TraceUnaryUnary(), _TraceUnaryStream(), _TraceStreamStream()]  # type: ignore[list-item]
 
 
 async def _traced(continuation: Any, details: grpc.aio.ClientCallDetails, request: Any) -> Any:
@@ -110,7 +110,8 @@ async def _traced(continuation: Any, details: grpc.aio.ClientCallDetails, reques
     carrier: dict[str, str] = {}
     _propagator.inject(carrier, context=trace.set_span_in_context(span))
     metadata = grpc.aio.Metadata(*(details.metadata or ()), *carrier.items())
-    call = await continuation(details._replace(metadata=metadata), request)
+    sent = details._replace(metadata=metadata)  # type: ignore[attr-defined]
+    call = await continuation(sent, request)
 
     def end(done: Any) -> None:
         # A done callback runs in the call's own task or after it; the status is known without waiting.
@@ -137,17 +138,17 @@ def _code_of(call: Any) -> grpc.StatusCode:
     return grpc.StatusCode.UNKNOWN
 
 
-class _TraceUnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
+class _TraceUnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         return await _traced(continuation, client_call_details, request)
 
 
-class _TraceUnaryStream(grpc.aio.UnaryStreamClientInterceptor):
+class _TraceUnaryStream(grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[type-arg]
     async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         return await _traced(continuation, client_call_details, request)
 
 
-class _TraceStreamStream(grpc.aio.StreamStreamClientInterceptor):
+class _TraceStreamStream(grpc.aio.StreamStreamClientInterceptor):  # type: ignore[type-arg]
     async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
         return await _traced(continuation, client_call_details, request_iterator)
 

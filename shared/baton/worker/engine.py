@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager
 from prometheus_client import Counter, Gauge, Histogram
 
 from baton.engine.client import EngineClient
+from baton.engine.errors import EngineError
 from baton.engine.messages import Failed, FailureReason, StepReport
 from baton.rpc.errors import BatonError, FailedPrecondition, InvalidArgument, Overloaded
-from baton.rpc.service import Runtime
+from baton.rpc.service import CannotStart, Runtime
 from baton.worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,10 @@ async def running_engine(settings: WorkerSettings, runtime: Runtime) -> AsyncIte
     def progress(stage: str, fraction: float) -> None:
         log.info("loading", extra={"stage": stage, "fraction": round(fraction, 3)})
 
-    engine = await EngineClient.start(settings.engine(), on_progress=progress, timeout=settings.load_timeout)
+    try:
+        engine = await EngineClient.start(settings.engine(), on_progress=progress, timeout=settings.load_timeout)
+    except EngineError as error:
+        raise CannotStart(str(error)) from error
     engine.on_report.append(_record)
     watchdog = asyncio.create_task(_fail_with(engine, runtime))
     try:

@@ -22,7 +22,7 @@ class EngineTime:
         hop: the front's hop.
     """
 
-    def __init__(self, timeline: Timeline, hop: ledger_pb2.Hop) -> None:
+    def __init__(self, timeline: Timeline, hop: ledger_pb2.Hop.ValueType) -> None:
         self._timeline = timeline
         self._hop = hop
         self._compute_ns = 0

@@ -23,7 +23,12 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     """Serves Watch and DebugState of one worker."""
 
     def __init__(
-        self, role: worker_pb2.WorkerRole, model_name: str, engine: EngineClient, calls: Calls, runtime: Runtime
+        self,
+        role: worker_pb2.WorkerRole.ValueType,
+        model_name: str,
+        engine: EngineClient,
+        calls: Calls,
+        runtime: Runtime,
     ) -> None:
         self._role = role
         self._model_name = model_name

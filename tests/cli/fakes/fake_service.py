@@ -16,11 +16,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from pydantic import Field
+
 from baton.internal.v1 import worker_pb2, worker_pb2_grpc
 from baton.rpc.service import Runtime, main
 from baton.rpc.settings import ServiceSettings
 from baton.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
-from pydantic import Field
 
 log = logging.getLogger("fake")
 
