@@ -44,7 +44,7 @@ def up(
     ] = DEFAULT_TARGET,
     redis_url: Annotated[str, typer.Option(help="Redis to use.", show_default="an embedded one")] = "",
     dtype: Annotated[str | None, typer.Option(help="Element type of weights and KV: float32 or bfloat16.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where the model runs: cpu or cuda.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where the model runs; cpu is what there is so far.")] = None,
     num_slots: Annotated[int | None, typer.Option(help="Requests that can hold KV at once, per worker.")] = None,
     slot_tokens: Annotated[int | None, typer.Option(help="Most tokens of one request.")] = None,
     step_tokens: Annotated[int | None, typer.Option(help="Token budget of one engine step.")] = None,

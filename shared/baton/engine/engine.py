@@ -308,6 +308,7 @@ class Engine:
 
     def _free(self, request: Request, *, clean: bool = True) -> None:
         """Take everything back. What was never sampled from is not known to be finite, and is wiped."""
+        self._told_idle = False
         slot = request.slot
         known = request.state in (State.RUNNING, State.HELD) and request.pending <= 1
         self.scheduler.free(request)

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from baton.engine.attention import NAME
 from baton.engine.config import EngineConfig
-from baton.engine.errors import UnsupportedModel
+from baton.engine.errors import EngineError, UnsupportedModel
 from baton.engine.layout import ModelSpec
 from baton.engine.pool import TORCH_DTYPES
 from baton.engine.recording import record
@@ -54,8 +54,11 @@ def load(config: EngineConfig, on_progress: OnProgress = lambda stage, fraction:
 
     Raises:
         UnsupportedModel: it cannot be served; the message says why.
+        EngineError: there is no such device.
     """
     directory = config.model
+    if config.device != "cpu":
+        raise EngineError(f"device {config.device!r}: models run on cpu only so far")
     _check_directory(directory)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]

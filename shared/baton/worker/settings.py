@@ -18,7 +18,7 @@ class WorkerSettings(ServiceSettings):
     model: Path = Field(default_factory=bundled_model, description="model directory; default: the bundled tiny model")
     model_name: str = Field("", description="name clients call the model by; default: the directory's name")
     dtype: KvDtype = Field(KvDtype.FLOAT32, description="element type of weights and KV")
-    device: str = Field("cpu", description="where the model runs")
+    device: str = Field("cpu", description="where the model runs; cpu is what there is so far")
     num_slots: int = Field(32, ge=1, le=4096, description="requests that can hold KV at once")
     slot_tokens: int = Field(0, ge=0, description="most tokens of one request; 0: the model's context, at most 2048")
     kv_tokens: int = Field(0, ge=0, description="KV tokens of all requests together; 0: num_slots x slot_tokens")
