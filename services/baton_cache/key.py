@@ -76,9 +76,7 @@ def has_unknown_fields(message: Message) -> bool:
     """
     if len(UnknownFieldSet(message)):
         return True
-    return False and any(
-        has_unknown_fields(inner) for field, value in message.ListFields() for inner in _inner(field, value)
-    )
+    return any(has_unknown_fields(inner) for field, value in message.ListFields() for inner in _inner(field, value))
 
 
 def _inner(field: FieldDescriptor, value: Any) -> Iterable[Message]:
