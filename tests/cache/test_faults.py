@@ -21,9 +21,9 @@ from baton_cache.settings import CacheSettings
 from tests.cache.conftest import Cache, an_answer, cache_key, eventually, running_cache
 
 FAILED = response_cache_pb2.MISS_REASON_STORE_FAILED
-TIMEOUT = 0.1
-PAUSE = 0.3
-SLACK = 0.05
+TIMEOUT = 0.3
+PAUSE = 0.5
+SLACK = 0.2
 """Seconds a busy machine may add."""
 
 
@@ -80,11 +80,11 @@ async def test_redis_frozen(redis_server: EmbeddedRedis, quick: Cache) -> None:
 
 
 async def test_many_lookups_of_a_frozen_redis_at_once(redis_server: EmbeddedRedis) -> None:
-    settings = {"redis_timeout": 0.3, "redis_connections": 2, "breaker_failures": 1000}
+    settings = {"redis_timeout": 0.6, "redis_connections": 2, "breaker_failures": 1000}
     async with running_cache(redis_server.url, **settings) as cache:
         os.kill(redis_server.pid, signal.SIGSTOP)
-        times = await asyncio.gather(*(timed_miss(cache) for _ in range(100)))
-        assert max(times) < 0.55, "waiting for a connection and waiting for Redis share one timeout"
+        times = await asyncio.gather(*(timed_miss(cache) for _ in range(30)))
+        assert max(times) < 1.1, "waiting for a connection and waiting for Redis share one timeout"
 
 
 async def test_redis_not_there_at_start(redis_server: EmbeddedRedis) -> None:
