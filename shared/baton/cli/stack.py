@@ -101,8 +101,9 @@ class Stack:
             await asyncio.wait([self._redis])
             if self._redis.exception() is None:
                 redis = self._redis.result()
+                pid = redis.pid
                 await asyncio.to_thread(redis.close)
-                self._guard.forget(redis.pid)
+                self._guard.forget(pid)
         await asyncio.to_thread(self._guard.close)
         self._directory.cleanup()
 
