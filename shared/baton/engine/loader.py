@@ -5,6 +5,7 @@ Weights come from safetensors only; code that a directory brings along is never 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -120,13 +121,19 @@ def forward(
         Logits, float32 [R, vocabulary].
     """
     arguments: dict[str, Any] = {}
-    narrows = rows is not None and "logits_to_keep" in inspect.signature(module.forward).parameters
+    narrows = rows is not None and _takes_rows(type(module))
     if narrows:
         arguments["logits_to_keep"] = rows
     out: torch.Tensor = module(
         input_ids=input_ids, position_ids=position_ids, past_key_values=None, use_cache=False, **arguments
     ).logits[0]
     return (out if rows is None or narrows else out[rows]).float()
+
+
+@functools.cache
+def _takes_rows(kind: type[PreTrainedModel]) -> bool:
+    """Whether the model can be told which rows' logits are wanted."""
+    return "logits_to_keep" in inspect.signature(kind.forward).parameters
 
 
 def _check_directory(directory: Path) -> None:
