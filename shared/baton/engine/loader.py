@@ -121,7 +121,7 @@ def forward(
         Logits, float32 [R, vocabulary].
     """
     arguments: dict[str, Any] = {}
-    narrows = rows is not None and _takes_rows(type(module))
+    narrows = rows is not None and _takes_rows(type(module).forward)
     if narrows:
         arguments["logits_to_keep"] = rows
     out: torch.Tensor = module(
@@ -131,9 +131,9 @@ def forward(
 
 
 @functools.cache
-def _takes_rows(kind: type[PreTrainedModel]) -> bool:
-    """Whether the model can be told which rows' logits are wanted."""
-    return "logits_to_keep" in inspect.signature(kind.forward).parameters
+def _takes_rows(function: Callable[..., Any]) -> bool:
+    """Whether a model's forward can be told which rows' logits are wanted."""
+    return "logits_to_keep" in inspect.signature(function).parameters
 
 
 def _check_directory(directory: Path) -> None:
