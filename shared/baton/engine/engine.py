@@ -268,7 +268,7 @@ class Engine:
             tokens = sample(logits[kept], [rows[row] for row in kept])
         ended = self._clock()
         for work in plan.work:
-            work.request.served(started, ended)
+            work.request.served(started, ended, 0 if work.decodes else work.count)
         events += [self._advance(request, token) for request, token in zip(requests, tokens, strict=True)]
         return events
 
@@ -285,6 +285,7 @@ class Engine:
     def _advance(self, request: Request, token: int) -> Output:
         """Give a request its next token."""
         index = request.num_generated
+        request.proven = request.computed
         request.tokens.append(token)
         reason = request.finish_reason(self.longest)
         output = Output(
@@ -295,7 +296,9 @@ class Engine:
             compute_ns=request.compute_ns,
             queue_ns=request.queue_ns,
             preemptions=request.preemptions,
+            chunks=request.chunks,
         )
+        request.chunks = []
         if request.role is Role.PREFILL:
             request.state = State.HELD
         elif reason is not None:
@@ -307,10 +310,16 @@ class Engine:
         return Failed(request.request_id, FailureReason.INTERNAL, message)
 
     def _free(self, request: Request, *, clean: bool = True) -> None:
-        """Take everything back. What was never sampled from is not known to be finite, and is wiped."""
+        """Take everything back. What is not known to be finite is wiped.
+
+        It is known once a token was sampled after it, for NaN in sight of that token's row would have failed it. Where
+        all was computed here, NaN of an earlier layer is in the last one's keys too, so that only its sight counts.
+        """
         self._told_idle = False
         slot = request.slot
-        known = request.state in (State.RUNNING, State.HELD) and request.pending <= 1
+        layers = self.spec.layers if request.role is Role.RECEIVE else self.spec.layers[-1:]
+        sight = min(layer.window or layer.chunk or self.layout.slot_tokens for layer in layers)
+        known = 0 < request.computed == request.proven <= sight
         self.scheduler.free(request)
         del self._requests[request.request_id]
         if slot >= 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from baton.engine.messages import FinishReason, Role, SamplingParams
+from baton.engine.messages import FinishReason, PromptChunk, Role, SamplingParams
 from baton.engine.penalties import PenaltyState, needs_history
 
 
@@ -40,10 +40,12 @@ class Request:
     slot: int = -1
     blocks: int = 0  # KV blocks counted against the pool's capacity
     computed: int = 0  # tokens whose KV lies in the slot
+    proven: int = 0  # computed tokens at the last time a token was sampled after them
     preemptions: int = 0
     compute_ns: int = 0
     queue_ns: int = 0
     since_ns: int = 0  # since when the time is not yet in either sum
+    chunks: list[PromptChunk] = field(default_factory=list)  # computed since the last output
     penalties: PenaltyState = field(default_factory=PenaltyState, repr=False)
 
     @classmethod
@@ -96,8 +98,16 @@ class Request:
             return FinishReason.LENGTH
         return None
 
-    def served(self, started_ns: int, ended_ns: int) -> None:
-        """A step computed for it: what passed before was queueing."""
+    def served(self, started_ns: int, ended_ns: int, chunk_tokens: int) -> None:
+        """A step computed for it: what passed before was queueing.
+
+        Args:
+            started_ns: when the step began.
+            ended_ns: when it ended.
+            chunk_tokens: tokens of its prompt in the step; 0: it went on by a token.
+        """
+        if chunk_tokens:
+            self.chunks.append(PromptChunk(started_ns, ended_ns, chunk_tokens))
         self.queue_ns += max(0, started_ns - self.since_ns)
         self.compute_ns += ended_ns - started_ns
         self.since_ns = ended_ns
