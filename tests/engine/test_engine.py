@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.engine.loader import LoadedModel
+from baton.engine.config import EngineConfig
+from baton.engine.loader import LoadedModel, load
 from baton.engine.messages import (
     Commit,
     ComputeHere,
@@ -29,6 +31,7 @@ from baton.engine.messages import (
     Stop,
     Submit,
 )
+from tests import model_zoo
 from tests.engine.conftest import Stepped, a_prompt, a_submit
 
 MODES = pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 0.8, "top_p": 0.95}], ids=str)
@@ -80,11 +83,12 @@ def test_same_tokens_alone_and_in_a_batch_whatever_the_chunks(
 
 
 @MODES
+@pytest.mark.parametrize("block_tokens", [1, 4])
 def test_same_tokens_after_preemptions(
-    loaded: LoadedModel, alone_tokens: dict[float, list[list[int]]], sampling: dict[str, object]
+    loaded: LoadedModel, alone_tokens: dict[float, list[list[int]]], sampling: dict[str, object], block_tokens: int
 ) -> None:
-    stepped = Stepped(loaded, capacity_tokens=176, block_tokens=4, step_tokens=48).run(*batch(sampling))
-    assert stepped.preempted > 3
+    stepped = Stepped(loaded, capacity_tokens=128, block_tokens=block_tokens, step_tokens=48).run(*batch(sampling))
+    assert stepped.preempted >= 3
     assert sum(stepped.outputs(f"r{i}")[-1].preemptions for i in range(8)) == stepped.preempted
     assert [stepped.tokens(f"r{i}") for i in range(8)] == alone_tokens[sampling["temperature"]]  # type: ignore[index]
     stepped.check_empty()
@@ -574,7 +578,7 @@ def test_a_receivers_time_counts_from_commit(loaded: LoadedModel, monkeypatch: p
 
 # ------------------------------------------------------------------------------------- broken numbers
 
-POISON = 77
+POISON = 66
 """A token whose embedding is NaN in the poisoned model."""
 
 
@@ -644,6 +648,24 @@ def test_nan_received_from_elsewhere_reaches_nobody(loaded: LoadedModel, end: st
         assert stepped.failure("bad").reason is FailureReason.INTERNAL
     stepped.handle(Release("bad"))
     check_unharmed(stepped, loaded)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text"])
+def test_nan_that_a_window_hides_reaches_nobody(tmp_path: Path, family: str) -> None:
+    """Far enough back for no layer to read it, NaN does not keep a request from ending well."""
+    model = load(EngineConfig(model=model_zoo.build(family, tmp_path / "model")))
+    prompt = a_prompt(60)
+    prefill = Stepped(model).run(a_submit("p", prompt, Role.PREFILL))
+    stepped = Stepped(model).run(a_submit("bad", prompt, Role.RECEIVE, max_tokens=5))
+    stepped.write_kv(0, 0, prefill.kv(prefill.slot("p"), 0, 60))
+    for keys, values, layer in zip(
+        stepped.engine.pool.keys, stepped.engine.pool.values, model.spec.layers, strict=True
+    ):
+        if layer.window:
+            keys[0, :20] = values[0, :20] = torch.nan
+    stepped.run(Commit("bad", prefill.tokens("p")[0]))
+    assert stepped.finish_reason("bad") is FinishReason.LENGTH
+    check_unharmed(stepped, model)
 
 
 def test_a_failing_step_fails_who_was_in_it_and_the_engine_goes_on(
