@@ -167,6 +167,14 @@ class KvReady(msgspec.Struct, frozen=True, tag=True):
     stop: int
 
 
+class PromptChunk(msgspec.Struct, frozen=True, array_like=True):
+    """One step's share of a prompt: `tokens` of it were computed between two instants of CLOCK_MONOTONIC."""
+
+    start_ns: int
+    end_ns: int
+    tokens: int
+
+
 class Output(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Tokens of one request from one step. `index` is the generated index of the first one, continuous from 0.
 
@@ -182,6 +190,7 @@ class Output(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     compute_ns: int = 0
     queue_ns: int = 0
     preemptions: int = 0
+    chunks: list[PromptChunk] = []  # since the last Output: of the prompt, or recomputed after a preemption
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

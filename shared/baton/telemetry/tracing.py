@@ -6,7 +6,8 @@ Without an endpoint nothing is installed: no interceptor, no span, no cost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +20,8 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from baton import __version__
+
+Attribute = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[float]
 
 _propagator = TraceContextTextMapPropagator()
 _provider: TracerProvider | None = None
@@ -75,8 +78,7 @@ def server_span(method: str, metadata: Iterable[tuple[str, str | bytes]] | None)
         return
     carrier = {key: value for key, value in metadata or () if isinstance(value, str)}
     parent = _propagator.extract(carrier)
-    tracer = _provider.get_tracer("baton")
-    with tracer.start_as_current_span(
+    with _tracer().start_as_current_span(
         method.lstrip("/"),
         context=parent,
         kind=trace.SpanKind.SERVER,
@@ -91,6 +93,64 @@ def server_span(method: str, metadata: Iterable[tuple[str, str | bytes]] | None)
             raise
 
 
+class PhaseSpan:
+    """The span of one phase of a call. Never the current one: phases are streamed through generators, and overlap."""
+
+    __slots__ = ("_span",)
+
+    def __init__(self, span: trace.Span | None) -> None:
+        self._span = span
+
+    def set(self, attributes: Mapping[str, Attribute]) -> None:
+        """What is known of it by now."""
+        if self._span is not None:
+            self._span.set_attributes(attributes)
+
+    def end(self, error: str = "") -> None:
+        """It is over; `error` in a word if it failed. Only the first end counts."""
+        if self._span is not None:
+            if error:
+                self._span.set_attribute("error.type", error)
+                self._span.set_status(trace.StatusCode.ERROR)
+            self._span.end()
+            self._span = None
+
+
+@contextmanager
+def phase(name: str, attributes: Mapping[str, Attribute] | None = None) -> Iterator[PhaseSpan]:
+    """A child of the call's span for the length of the block."""
+    span = PhaseSpan(None if _provider is None else _tracer().start_span(name, attributes=attributes))
+    try:
+        yield span
+    except (asyncio.CancelledError, GeneratorExit):
+        span.end("CANCELLED")
+        raise
+    except Exception as error:
+        span.end(type(error).__name__)
+        raise
+    finally:
+        span.end()
+
+
+def record(name: str, start_ns: int, end_ns: int, attributes: Mapping[str, Attribute] | None = None) -> None:
+    """A child of the call's span for something that is over; times are of this host's CLOCK_MONOTONIC."""
+    if _provider is not None:
+        offset = time.time_ns() - time.monotonic_ns()
+        span = _tracer().start_span(name, attributes=attributes, start_time=start_ns + offset)
+        span.end(end_ns + offset)
+
+
+def set_call_attributes(attributes: Mapping[str, Attribute]) -> None:
+    """Attributes of the call's own span."""
+    if _provider is not None:
+        trace.get_current_span().set_attributes(attributes)
+
+
+def _tracer() -> trace.Tracer:
+    assert _provider is not None
+    return _provider.get_tracer("baton", __version__)
+
+
 def client_interceptors() -> list[grpc.aio.ClientInterceptor]:
     """Interceptors that open a client span per call and send its context along; none while tracing is off."""
     if _provider is None:
@@ -102,7 +162,7 @@ async def _traced(continuation: Any, details: grpc.aio.ClientCallDetails, reques
     """Start the call in a client span that ends when the call does, however it does."""
     assert _provider is not None
     method = details.method.decode() if isinstance(details.method, bytes) else details.method
-    span = _provider.get_tracer("baton").start_span(
+    span = _tracer().start_span(
         method.lstrip("/"),
         kind=trace.SpanKind.CLIENT,
         attributes={"rpc.system.name": "grpc", "rpc.method": method.lstrip("/")},
