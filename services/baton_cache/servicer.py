@@ -16,6 +16,7 @@ import grpc
 
 from baton.internal.v1 import response_cache_pb2, response_cache_pb2_grpc
 from baton.rpc.interceptor import adopt_request_id
+from baton.telemetry import tracing
 from baton.telemetry.ledger import Timeline
 from baton.v1 import ledger_pb2
 from baton_cache.checks import check_answer, check_key, ttl_ms, uncacheable
@@ -88,7 +89,8 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
         digest = digests(key)
         timeline.enter(ledger_pb2.KIND_CACHE)
         try:
-            value = await self._store.get(self._name(digest))
+            with tracing.phase("cache get"):
+                value = await self._store.get(self._name(digest))
             if value is None:
                 return _miss(response_cache_pb2.MISS_REASON_ABSENT)
             READ_BYTES.inc(len(value))
@@ -113,7 +115,8 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
         if len(value) > self._limits.max_value_bytes:
             return "too_large"
         try:
-            await self._store.set(self._name(digest), value, ttl)
+            with tracing.phase("cache put", {"baton.cache.bytes": len(value)}):
+                await self._store.set(self._name(digest), value, ttl)
         except StoreFailed:
             return "store_failed"
         WRITTEN_BYTES.inc(len(value))

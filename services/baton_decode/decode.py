@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -27,15 +28,17 @@ from baton.internal.v1 import decode_pb2, decode_pb2_grpc, prefill_pb2
 from baton.rpc.errors import FingerprintMismatch, InvalidArgument, Unavailable, WorkerLost
 from baton.rpc.interceptor import current_request_id
 from baton.rpc.service import Runtime
+from baton.telemetry import tracing
 from baton.telemetry.ledger import Timeline
 from baton.text.tokenizer import Tokenizer
 from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
 from baton.worker.calls import Calls
 from baton.worker.engine import engine_error
-from baton.worker.engine_time import EngineTime
+from baton.worker.engine_time import EngineTime, trace_chunks
 from baton.worker.sampling import FINISH_REASONS, engine_sampling
 from baton_decode.answer import Answer
-from baton_decode.prefill_client import PrefillClient, PrefillLost
+from baton_decode.pace import Pace
+from baton_decode.prefill_client import Handoff, PrefillClient, PrefillLost
 
 log = logging.getLogger(__name__)
 
@@ -102,20 +105,27 @@ class DecodeServicer(decode_pb2_grpc.DecodeServicer):
         """Get the prompt's KV from a prefill service; streams the first token, then commits the KV."""
         run.timeline.enter(ledger_pb2.KIND_NETWORK, ledger_pb2.HOP_PREFILL)
         first: prefill_pb2.FirstToken | None = None
-        async with aclosing(self._prefill.fetch(target, run.request, run.token_ids, slot, timeout)) as messages:
-            async for message in messages:
-                if isinstance(message, prefill_pb2.FirstToken):
-                    first = message
-                    run.timeline.book(ledger_pb2.HOP_PREFILL, first.timing)
-                    run.placement = inference_pb2.PLACEMENT_REMOTE
-                    tokens = run.take([first.token_id], first.finish_reason)
-                    run.timeline.enter(ledger_pb2.KIND_TRANSFER)
-                    yield tokens
-                elif first is None:
-                    raise PrefillLost(f"{target} sent no first token")
-                else:
-                    run.transport = inference_pb2.TRANSPORT_GRPC
-                    handle.commit(first.token_id)
+        handoff = Handoff()
+        with tracing.phase("kv receive", {"baton.transport": "grpc"}) as span:
+            fetching = self._prefill.fetch(target, run.request, run.token_ids, slot, timeout, handoff)
+            try:
+                async with aclosing(fetching) as messages:
+                    async for message in messages:
+                        if isinstance(message, prefill_pb2.FirstToken):
+                            first = message
+                            run.timeline.book(ledger_pb2.HOP_PREFILL, first.timing)
+                            run.placement = inference_pb2.PLACEMENT_REMOTE
+                            tokens = run.take([first.token_id], first.finish_reason)
+                            run.timeline.enter(ledger_pb2.KIND_TRANSFER)
+                            yield tokens
+                        elif first is None:
+                            raise PrefillLost(f"{target} sent no first token")
+                        else:
+                            run.transport = inference_pb2.TRANSPORT_GRPC
+                            handle.commit(first.token_id)
+            finally:
+                run.timeline.hidden_transfer_ns += handoff.hidden_ns
+                span.set(handoff.attributes())
 
     def _check(self, request: decode_pb2.GenerateRequest, run: Run) -> None:
         if self._runtime.draining.is_set():
@@ -162,7 +172,8 @@ class Run:
     async def reserve(self, handle: RequestHandle) -> int:
         """Wait for KV memory; returns the slot."""
         self.timeline.enter(ledger_pb2.KIND_QUEUE)
-        event = await handle.next()
+        with tracing.phase("queue"):
+            event = await handle.next()
         self.timeline.enter(ledger_pb2.KIND_OVERHEAD)
         if isinstance(event, Failed):
             raise engine_error(event)
@@ -172,15 +183,22 @@ class Run:
     async def stream(self, handle: RequestHandle) -> AsyncGenerator[decode_pb2.GenerateResponse, None]:
         """The engine's tokens until the answer ends."""
         engine_time = EngineTime(self.timeline, ledger_pb2.HOP_DECODE)
-        while not self.answer.finished:
-            with engine_time.waiting():
-                event = await handle.next()
-            if isinstance(event, Failed):
-                raise engine_error(event)
-            assert isinstance(event, Output), event
-            engine_time.book(event)
-            self.preemptions = event.preemptions
-            yield self.take(event.token_ids, _finish_reason(event.finish_reason))
+        pace = Pace()
+        with tracing.phase("decode") as span:
+            try:
+                while not self.answer.finished:
+                    with engine_time.waiting():
+                        event = await handle.next()
+                    if isinstance(event, Failed):
+                        raise engine_error(event)
+                    assert isinstance(event, Output), event
+                    engine_time.book(event)
+                    trace_chunks(event)
+                    pace.took(len(event.token_ids), time.monotonic_ns())
+                    self.preemptions = event.preemptions
+                    yield self.take(event.token_ids, _finish_reason(event.finish_reason))
+            finally:
+                span.set({**pace.attributes(), **engine_time.attributes(), "baton.preemptions": self.preemptions})
 
     def take(
         self, token_ids: list[int], finish_reason: sampling_pb2.FinishReason.ValueType

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
 
 import grpc
-from prometheus_client import Counter
+from prometheus_client import Counter, Histogram
 
 from baton.engine.client import EngineClient
 from baton.handoff.receiver import KvReceiver
@@ -15,11 +17,48 @@ from baton.handoff.wire import WIRE_VERSION, layer_table
 from baton.internal.v1 import decode_pb2, kv_pb2, prefill_pb2, prefill_pb2_grpc
 from baton.rpc.channel import ChannelPool
 from baton.rpc.errors import HandoffCorrupt
+from baton.telemetry.tracing import Attribute
 
 log = logging.getLogger(__name__)
 
 HANDOFF_BYTES = Counter("baton_handoff_bytes_total", "KV bytes received", ["transport"])
+HANDOFF_SECONDS = Histogram(
+    "baton_handoff_seconds",
+    "Time KV moved: hidden behind the prompt's computation, or exposed after the first token",
+    ["transport", "part"],
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+)
 HANDOFFS = Counter("baton_handoffs_total", "Handoffs by outcome", ["outcome"])
+
+
+@dataclass(slots=True)
+class Handoff:
+    """What a handoff cost. Before the first token, transfer hides behind computation; after it, decode waits for it."""
+
+    first_chunk_ns: int = 0
+    first_token_ns: int = 0
+    done_ns: int = 0
+    chunks: int = 0
+    bytes: int = 0
+
+    @property
+    def hidden_ns(self) -> int:
+        """Time in which KV moved while the prompt was still being computed."""
+        return max(0, self.first_token_ns - self.first_chunk_ns) if self.first_chunk_ns else 0
+
+    @property
+    def exposed_ns(self) -> int:
+        """Time from the first token to the last byte."""
+        return max(0, self.done_ns - self.first_token_ns) if self.done_ns else 0
+
+    def attributes(self) -> dict[str, Attribute]:
+        """For its span."""
+        return {
+            "baton.handoff.bytes": self.bytes,
+            "baton.handoff.chunks": self.chunks,
+            "baton.handoff.hidden_ms": self.hidden_ns / 1e6,
+            "baton.handoff.exposed_ms": self.exposed_ns / 1e6,
+        }
 
 
 class PrefillLost(Exception):
@@ -50,8 +89,9 @@ class PrefillClient:
         token_ids: Sequence[int],
         slot: int,
         timeout: float | None,
+        handoff: Handoff,
     ) -> AsyncGenerator[prefill_pb2.FirstToken | prefill_pb2.Done, None]:
-        """Have `token_ids` computed at `target`, and their KV written into `slot`.
+        """Have `token_ids` computed at `target`, and their KV written into `slot`; what it cost goes into `handoff`.
 
         Yields:
             The first token as soon as it is known, then, when every byte is here and verified, Done. A first token that
@@ -87,14 +127,20 @@ class PrefillClient:
                         raise PrefillLost(f"{target} ended the call early")
                     match message.WhichOneof("message"):
                         case "chunk":
+                            handoff.first_chunk_ns = handoff.first_chunk_ns or time.monotonic_ns()
                             credits.put_nowait(receiver.accept(message.chunk))
+                            handoff.chunks += 1
                         case "first_token":
+                            handoff.first_token_ns = time.monotonic_ns()
                             yield message.first_token
                             if message.first_token.finish_reason:
                                 HANDOFFS.labels("not_needed").inc()
                                 return
                         case "done":
                             receiver.verify(message.done)
+                            handoff.done_ns = time.monotonic_ns()
+                            HANDOFF_SECONDS.labels("grpc", "hidden").observe(handoff.hidden_ns / 1e9)
+                            HANDOFF_SECONDS.labels("grpc", "exposed").observe(handoff.exposed_ns / 1e9)
                             HANDOFFS.labels("ok").inc()
                             yield message.done
                             return
@@ -109,6 +155,7 @@ class PrefillClient:
                 raise PrefillLost(f"{target}: {error}") from error
             finally:
                 call.cancel()
+                handoff.bytes = receiver.received_bytes
                 HANDOFF_BYTES.labels("grpc").inc(receiver.received_bytes)
 
 

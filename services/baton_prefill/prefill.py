@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -31,11 +32,12 @@ from baton.rpc.errors import (
 )
 from baton.rpc.interceptor import current_request_id
 from baton.rpc.service import Runtime
+from baton.telemetry import tracing
 from baton.telemetry.ledger import Timeline
 from baton.v1 import ledger_pb2
 from baton.worker.calls import Calls
 from baton.worker.engine import engine_error
-from baton.worker.engine_time import EngineTime
+from baton.worker.engine_time import EngineTime, trace_chunks
 from baton.worker.sampling import FINISH_REASONS, engine_sampling
 
 _START_TIMEOUT = 5.0  # seconds a caller may take for its first message
@@ -82,8 +84,12 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
                     asyncio.create_task(_take_credits(request_iterator, sender)),
                 ]
                 try:
-                    async for message in sender.messages():
-                        yield message
+                    with tracing.phase("kv send", {"baton.transport": "grpc"}) as span:
+                        async for message in sender.messages():
+                            yield message
+                        span.set(
+                            {"baton.handoff.bytes": sender.digest.bytes, "baton.handoff.chunks": sender.digest.chunks}
+                        )
                 finally:
                     # Both are gone before the slot is freed: nobody reads it any more.
                     for task in feeding:
@@ -133,6 +139,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
 async def _feed(handle: RequestHandle, sender: KvSender, timeline: Timeline) -> None:
     """Pass the engine's events to the sender until the first token, which comes last."""
     engine_time = EngineTime(timeline, ledger_pb2.HOP_PREFILL)
+    submitted_ns = time.monotonic_ns()
     try:
         while True:
             with engine_time.waiting():
@@ -141,6 +148,8 @@ async def _feed(handle: RequestHandle, sender: KvSender, timeline: Timeline) -> 
                 sender.ready(event.slot, event.layer, event.start, event.stop)
             elif isinstance(event, Output):
                 engine_time.book(event)
+                tracing.record("queue", submitted_ns, event.chunks[0].start_ns if event.chunks else submitted_ns)
+                trace_chunks(event)
                 first = prefill_pb2.FirstToken(token_id=event.token_ids[0], timing=timeline.timing())
                 if event.finish_reason is not None:
                     # The answer is one token long: nobody will read the KV.

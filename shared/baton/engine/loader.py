@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -30,6 +32,12 @@ _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "u
 
 # Layers that keep a state other than keys and values: nothing here stores or hands it over.
 _STATEFUL = ("linear_attention", "mamba", "recurrent", "conv", "hybrid")
+
+# What comes out of loading a directory that is wrong in some way.
+_BROKEN = (
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError, ImportError, RuntimeError),
+    *(StrictDataclassError, SafetensorError),
+)
 
 OnProgress = Callable[[str, float], None]
 
@@ -66,20 +74,24 @@ def load(config: EngineConfig, on_progress: OnProgress = lambda stage, fraction:
     on_progress("weights", 0.0)
     try:
         settings = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as error:
+    except _BROKEN as error:
         raise UnsupportedModel(f"{directory}: config.json cannot be read: {_first_line(error)}") from error
     _check_config(directory, settings)
     try:
-        module = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             config=settings,
             dtype=TORCH_DTYPES[config.dtype],
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
+    except _BROKEN as error:
         raise UnsupportedModel(f"{directory}: the model cannot be loaded: {_first_line(error)}") from error
+    module: PreTrainedModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):  # transformers would go on with random numbers
+        raise UnsupportedModel(f"{directory}: {len(missing)} weights are missing, among them {missing[0]}")
     module.eval()  # type: ignore[no-untyped-call]
     module.requires_grad_(False)
     on_progress("weights", 0.5)
@@ -147,6 +159,8 @@ def _check_directory(directory: Path) -> None:
             content = json.loads(path.read_bytes()) if path.is_file() else {}
         except ValueError as error:
             raise UnsupportedModel(f"{path}: not JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise UnsupportedModel(f"{path}: not a JSON object")
         if "auto_map" in content:
             raise UnsupportedModel(f"{path}: auto_map asks for code from the model directory, which is never run")
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from baton.engine.messages import Output
+from baton.telemetry import tracing
 from baton.telemetry.ledger import Timeline
+from baton.telemetry.tracing import Attribute
 from baton.v1 import ledger_pb2
 
 
@@ -39,6 +41,10 @@ class EngineTime:
         finally:
             self._waited_ns += time.monotonic_ns() - started
 
+    def attributes(self) -> dict[str, Attribute]:
+        """For a span: the engine's account so far."""
+        return {"baton.engine.compute_ms": self._compute_ns / 1e6, "baton.engine.queue_ms": self._queue_ns / 1e6}
+
     def book(self, output: Output) -> None:
         """Attribute the waits since the last call to what the engine did meanwhile."""
         compute = min(output.compute_ns - self._compute_ns, self._waited_ns)
@@ -48,3 +54,9 @@ class EngineTime:
             (self._hop, ledger_pb2.KIND_OVERHEAD),
             {(self._hop, ledger_pb2.KIND_COMPUTE): compute, (self._hop, ledger_pb2.KIND_QUEUE): queue},
         )
+
+
+def trace_chunks(output: Output) -> None:
+    """A span for each chunk of the prompt that the engine computed."""
+    for chunk in output.chunks:
+        tracing.record("prefill chunk", chunk.start_ns, chunk.end_ns, {"baton.tokens": chunk.tokens})
