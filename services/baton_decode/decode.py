@@ -42,6 +42,8 @@ from baton_decode.prefill_client import Handoff, PrefillClient, PrefillLost
 
 log = logging.getLogger(__name__)
 
+_TELL_NS = 100_000_000  # so old may the account be of a request that never finishes
+
 
 class DecodeServicer(decode_pb2_grpc.DecodeServicer):
     """Runs requests."""
@@ -79,7 +81,9 @@ class DecodeServicer(decode_pb2_grpc.DecodeServicer):
                         if not accepted:
                             accepted = True
                             yield decode_pb2.GenerateResponse(
-                                accepted=decode_pb2.Accepted(incarnation=self._engine.incarnation)
+                                accepted=decode_pb2.Accepted(
+                                    incarnation=self._engine.incarnation, timing=run.timeline.timing()
+                                )
                             )
                         if candidates and len(run.token_ids) > self._local_prefill_tokens:
                             target = candidates.popleft()
@@ -151,7 +155,7 @@ class Run:
         self.transport = inference_pb2.TRANSPORT_UNSPECIFIED
         self.preemptions = 0
         self._sampling = engine_sampling(request.sampling)
-        self._first_token_sent = False
+        self._told_ns = 0  # when the router last got this tier's account
 
     @property
     def token_ids(self) -> list[int]:
@@ -207,8 +211,9 @@ class Run:
         self.timeline.enter(ledger_pb2.KIND_TOKENIZE)
         tokens = self.answer.take(token_ids, finish_reason)
         self.timeline.enter(ledger_pb2.KIND_OVERHEAD)
-        if not self._first_token_sent and tokens.token_ids:
-            self._first_token_sent = True
+        now = time.monotonic_ns()
+        if tokens.token_ids and (not self._told_ns or now - self._told_ns >= _TELL_NS):
+            self._told_ns = now
             tokens.timing.CopyFrom(self.timeline.timing())
         return decode_pb2.GenerateResponse(tokens=tokens)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from baton.internal.v1 import timing_pb2
 from baton.telemetry.ledger import Timeline
 from baton.v1 import ledger_pb2
+from baton_router.metrics import word
 
 
 class Account:
@@ -48,7 +49,7 @@ class Account:
 def server_timing(ledger: ledger_pb2.LatencyLedger) -> str:
     """The ledger in the form of the web's Server-Timing header, milliseconds: "router_tokenize;dur=0.412, ..."."""
     parts = [
-        f"{_word(ledger_pb2.Hop.Name(entry.hop))}_{_word(ledger_pb2.Kind.Name(entry.kind))}"
+        f"{word(ledger_pb2.Hop.Name(entry.hop), 1)}_{word(ledger_pb2.Kind.Name(entry.kind), 1)}"
         f";dur={entry.duration.ToNanoseconds() / 1e6:.3f}"
         for entry in ledger.total.entries
     ]
@@ -56,8 +57,3 @@ def server_timing(ledger: ledger_pb2.LatencyLedger) -> str:
         parts.append(f"first_token;dur={ledger.first_token.total.ToNanoseconds() / 1e6:.3f}")
     parts.append(f"total;dur={ledger.total.total.ToNanoseconds() / 1e6:.3f}")
     return ", ".join(parts)
-
-
-def _word(name: str) -> str:
-    """ "HOP_ROUTER" as "router"."""
-    return name.partition("_")[2].lower()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from baton.internal.v1 import decode_pb2, decode_pb2_grpc
+from baton.internal.v1 import decode_pb2, decode_pb2_grpc, timing_pb2
 from baton.rpc.channel import ChannelPool
 from baton.rpc.errors import DeadlineExceeded
 from baton.text.tokenizer import Tokenizer
@@ -183,6 +183,7 @@ class Attempt:
         self._account = account
         self.accepted = False
         self.finished: decode_pb2.Finished | None = None
+        self._timing: timing_pb2.HopTiming | None = None  # the worker's last account
 
     async def run(self, request: decode_pb2.GenerateRequest, timeout: float) -> AsyncGenerator[decode_pb2.Tokens, None]:
         """The worker's tokens. Leaving early cancels the call, and with it everything below.
@@ -205,13 +206,16 @@ class Attempt:
                         match message.WhichOneof("event"):
                             case "accepted":
                                 self.accepted = True
+                                self._timing = message.accepted.timing
                             case "tokens":
                                 prefill.close()
+                                if message.tokens.HasField("timing"):
+                                    self._timing = message.tokens.timing
                                 if message.tokens.token_ids or message.tokens.text:
                                     yield message.tokens
                             case "finished":
                                 self.finished = message.finished
-                                self._account.book(ledger_pb2.HOP_DECODE, message.finished.timing)
+                                self._timing = message.finished.timing
                                 return
                 except grpc.aio.AioRpcError as error:
                     raise meaning(error) from error
@@ -222,6 +226,9 @@ class Attempt:
                         raise AttemptLost(Loss.GONE, "silent") from None
                     raise
                 finally:
+                    # However it ended: what the worker last told is known, and the rest was waiting for it.
+                    if self._timing is not None:
+                        self._account.book(ledger_pb2.HOP_DECODE, self._timing)
                     self._account.enter(ledger_pb2.KIND_OVERHEAD)
         raise AttemptLost(Loss.BROKEN, "the stream ended early")
 

@@ -29,6 +29,8 @@ from baton_router.answer import Event, WholeAnswer, replayed
 from baton_router.catalogue import Catalogue, Serving
 from baton_router.generation import Generation, Tier
 from baton_router.prompt import tokenize
+from baton_router.record import Record
+from baton_router.records import Records
 from baton_router.response_cache import ResponseCache, cache_key, may_read, may_write
 from baton_router.settings import RouterSettings
 from baton_router.unsent import buffered
@@ -56,6 +58,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         self._cache = cache
         self._runtime = runtime
         self._in_flight = 0
+        self.records = Records(settings.kept_records)
 
     async def StreamGenerate(
         self, request: inference_pb2.StreamGenerateRequest, context: Context
@@ -133,12 +136,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         self, method: str, request: AnyRequest, context: Context, *, buffer: bool
     ) -> AsyncGenerator[Event, None]:
         """One request, from its receipt to its summary."""
-        account = Account()
         request_id = adopt_request_id(context)
-        with self._admitted(method):
+        record = Record(request_id, method)
+        account, summary = record.account, record.summary
+        with self._trailers(record, context), record.closing(), self._admitted():
             deadline = self._deadline(context)
             serving = await self._catalogue.serving(deadline)
             resolved = await self._understand(request, serving, account)
+            record.resolved(resolved, self._model.name)
             await context.send_initial_metadata((("x-request-id", request_id),))
             yield inference_pb2.StreamStart(
                 request_id=request_id,
@@ -146,13 +151,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
                 seed=resolved.sampling.seed,
                 prompt_tokens=len(resolved.prompt_ids),
             )
-            summary = inference_pb2.Summary()
             key = cache_key(resolved, serving.fingerprint, self._model.text_digest)
             cached = await self._lookup(resolved, key, summary, account)
             if cached is not None:
                 for chunk in replayed(cached):
                     account.first_token()
                     account.enter(ledger_pb2.KIND_STALL)
+                    record.chunk(len(chunk.token_ids))
                     yield chunk
                 account.enter(ledger_pb2.KIND_OVERHEAD)
                 summary.finish_reason = cached.finish_reason
@@ -165,15 +170,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
                 async with aclosing(self._generate(generation, account, buffer=buffer)) as chunks:
                     async for chunk in chunks:
                         answer.take(chunk)
+                        record.chunk(len(chunk.token_ids))
                         yield chunk
                 self._conclude(generation, summary)
                 if self._cache.enabled and may_write(resolved):
                     stored = answer.cached(summary.finish_reason, summary.usage)
                     self._cache.fill(key, stored, resolved.cache_ttl_seconds)
-            summary.ledger.CopyFrom(account.ledger())
-            context.set_trailing_metadata((("server-timing", server_timing(summary.ledger)),))
-            metrics.record(summary)
-            yield summary
+            yield record.complete()
 
     async def _understand(self, request: AnyRequest, serving: Serving, account: Account) -> ResolvedRequest:
         """Check, tokenize, and fill in what is unset."""
@@ -235,8 +238,17 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         summary.migrations = generation.migrations
 
     @contextmanager
-    def _admitted(self, method: str) -> Iterator[None]:
-        """Count the request as in flight, and by its outcome.
+    def _trailers(self, record: Record, context: Context) -> Iterator[None]:
+        """Put the ledger into the trailing metadata, and the record into the ring, however the request ends."""
+        try:
+            yield
+        finally:
+            self.records.add(record)
+            context.set_trailing_metadata((("server-timing", server_timing(record.summary.ledger)),))
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """Count the request as in flight.
 
         Raises:
             Overloaded: there are too many.
@@ -245,21 +257,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         if self._runtime.draining.is_set():
             raise Unavailable("this router is draining")
         if self._in_flight >= self._settings.max_in_flight:
-            metrics.REQUESTS.labels(method, "refused").inc()
             raise Overloaded(f"{self._in_flight} requests are in flight")
         self._in_flight += 1
         metrics.IN_FLIGHT.inc()
-        outcome = "failed"
         try:
             yield
-            outcome = "ok"
-        except (asyncio.CancelledError, GeneratorExit):
-            outcome = "cancelled"
-            raise
         finally:
             self._in_flight -= 1
             metrics.IN_FLIGHT.dec()
-            metrics.REQUESTS.labels(method, outcome).inc()
 
     def _deadline(self, context: Context) -> float:
         """On the event loop's clock: the client's, or the longest a request may take."""

@@ -10,36 +10,63 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 3
 
 REQUESTS = Counter("baton_requests_total", "Requests by method and outcome", ["method", "outcome"])
 IN_FLIGHT = Gauge("baton_requests_in_flight", "Requests being served")
-TTFT_SECONDS = Histogram("baton_time_to_first_token_seconds", "Receipt to first token", buckets=_SECONDS)
-REQUEST_SECONDS = Histogram("baton_request_seconds", "Receipt to last message", buckets=_SECONDS)
-PROMPT_TOKENS = Counter("baton_prompt_tokens_total", "Prompt tokens of finished requests")
+# Names of OpenTelemetry's conventions for generative AI, where they have one.
+TTFT_SECONDS = Histogram(
+    "gen_ai_server_time_to_first_token_seconds", "Receipt to first token of finished requests", buckets=_SECONDS
+)
+REQUEST_SECONDS = Histogram(
+    "gen_ai_server_request_duration_seconds", "Receipt to end of all requests", ["outcome"], buckets=_SECONDS
+)
+TPOT_SECONDS = Histogram(
+    "gen_ai_server_time_per_output_token_seconds",
+    "Time per token after the first, of finished requests",
+    buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2),
+)
+INTER_TOKEN_SECONDS = Histogram(
+    "baton_inter_token_seconds",
+    "Gap between two messages with tokens of one answer",
+    buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2),
+)
+PROMPT_TOKENS = Counter("baton_prompt_tokens_total", "Prompt tokens of understood requests")
 COMPLETION_TOKENS = Counter("baton_completion_tokens_total", "Generated tokens of finished requests")
 CACHE = Counter("baton_response_cache_total", "Finished requests by cache status", ["status"])
 CACHE_FAILURES = Counter("baton_response_cache_failures_total", "Cache calls that failed, by what failed", ["what"])
 MIGRATIONS = Counter("baton_migrations_total", "Times a request moved to another decode worker")
-LEDGER_SECONDS = Counter("baton_ledger_seconds_total", "Time of finished requests by hop and kind", ["hop", "kind"])
+LEDGER_SECONDS = Histogram(
+    "baton_ledger_seconds", "Time of a request in one entry of its ledger", ["hop", "kind"], buckets=_SECONDS
+)
+HIDDEN_TRANSFER_SECONDS = Histogram(
+    "baton_ledger_hidden_transfer_seconds", "KV transfer that computation hid, beside the ledger", buckets=_SECONDS
+)
 RESIDUAL_SECONDS = Histogram(
     "baton_ledger_residual_seconds",
-    "Time of a finished request that no ledger entry accounts for",
+    "Time of a request that no ledger entry accounts for",
     buckets=(0.00001, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.1, 1),
 )
 
 
-def record(summary: inference_pb2.Summary) -> None:
-    """Count a finished request."""
+def record(method: str, outcome: str, summary: inference_pb2.Summary) -> None:
+    """Count a request that is over; its summary holds what is known of it."""
+    REQUESTS.labels(method, outcome).inc()
     PROMPT_TOKENS.inc(summary.usage.prompt_tokens)
-    COMPLETION_TOKENS.inc(summary.usage.completion_tokens)
-    CACHE.labels(_word(inference_pb2.CacheStatus.Name(summary.cache_status), 2)).inc()
     ledger = summary.ledger
-    REQUEST_SECONDS.observe(ledger.total.total.ToNanoseconds() / 1e9)
-    if ledger.HasField("first_token"):
-        TTFT_SECONDS.observe(ledger.first_token.total.ToNanoseconds() / 1e9)
+    total = ledger.total.total.ToNanoseconds() / 1e9
+    REQUEST_SECONDS.labels(outcome).observe(total)
+    if outcome == "ok":
+        COMPLETION_TOKENS.inc(summary.usage.completion_tokens)
+        CACHE.labels(word(inference_pb2.CacheStatus.Name(summary.cache_status), 2)).inc()
+        if ledger.HasField("first_token"):
+            first = ledger.first_token.total.ToNanoseconds() / 1e9
+            TTFT_SECONDS.observe(first)
+            if summary.usage.completion_tokens > 1:
+                TPOT_SECONDS.observe((total - first) / (summary.usage.completion_tokens - 1))
     for entry in ledger.total.entries:
-        labels = _word(ledger_pb2.Hop.Name(entry.hop), 1), _word(ledger_pb2.Kind.Name(entry.kind), 1)
-        LEDGER_SECONDS.labels(*labels).inc(max(0.0, entry.duration.ToNanoseconds() / 1e9))
+        labels = word(ledger_pb2.Hop.Name(entry.hop), 1), word(ledger_pb2.Kind.Name(entry.kind), 1)
+        LEDGER_SECONDS.labels(*labels).observe(max(0.0, entry.duration.ToNanoseconds() / 1e9))
+    HIDDEN_TRANSFER_SECONDS.observe(ledger.total.hidden_transfer.ToNanoseconds() / 1e9)
     RESIDUAL_SECONDS.observe(abs(ledger.total.residual.ToNanoseconds()) / 1e9)
 
 
-def _word(name: str, prefix_words: int) -> str:
+def word(name: str, prefix_words: int) -> str:
     """ "CACHE_STATUS_HIT" as "hit"."""
     return name.split("_", prefix_words)[-1].lower()

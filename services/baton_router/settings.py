@@ -40,6 +40,7 @@ class RouterSettings(ServiceSettings):
         3.0, gt=0.2, description="a worker whose state stream says nothing for this long is lost"
     )
     resolve_seconds: float = Field(2.0, gt=0, description="how often dns:/// targets are resolved again")
+    kept_records: int = Field(1000, ge=1, description="latest requests whose ledger is kept for `baton trace`")
     cache_timeout_seconds: float = Field(0.025, gt=0, description="longest wait for the cache; after it: a miss")
 
     def served_name(self) -> str:

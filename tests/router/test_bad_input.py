@@ -183,10 +183,10 @@ def test_huge_input_is_refused_without_looking_at_it(build: Callable[[], Request
     """The router's own share of refusing a message of megabytes, once gRPC has received and parsed it."""
     limits = Limits("little", max_context=128, vocab_size=420, max_prompt_bytes=1024 * 1024, max_messages=1024)
     request = build()
-    before = time.monotonic()
+    before = time.thread_time()  # its own share: a busy machine must not count
     with pytest.raises(InvalidArgument):
         check(request, limits)
-    assert time.monotonic() - before < 0.01
+    assert time.thread_time() - before < LIMIT / 2
 
 
 async def test_unknown_model(router: Router) -> None:

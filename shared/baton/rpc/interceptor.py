@@ -95,7 +95,10 @@ async def _abort(
     request_id = current_request_id.get()
     if isinstance(error, BatonError):
         span.failed(error.code, error.reason)
-        await context.abort_with_status(to_status(error, request_id))  # type: ignore[attr-defined]
+        status = to_status(error, request_id)
+        # A status with details brings trailers of its own; the handler's go out as well.
+        trailers = (*(context.trailing_metadata() or ()), *status.trailing_metadata)
+        await context.abort(status.code, status.details, trailers)
     if isinstance(error, NotImplementedError):
         span.failed(grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED")
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served here")

@@ -120,16 +120,22 @@ class Accepted(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INCARNATION_FIELD_NUMBER: _builtins.int
+    TIMING_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.str
     """Incarnation of the worker process."""
+    @_builtins.property
+    def timing(self) -> _timing_pb2.HopTiming:
+        """The worker's time until this message."""
+
     def __init__(
         self,
         *,
         incarnation: _builtins.str = ...,
+        timing: _timing_pb2.HopTiming | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -155,7 +161,9 @@ class Tokens(_message.Message):
 
     @_builtins.property
     def timing(self) -> _timing_pb2.HopTiming:
-        """Set on the first message with a token: the worker's time until then."""
+        """The worker's time until this message. Set on the first message with a token, and then every 100 ms or so: what is
+        known of a request whose worker does not live to finish it, or that is cancelled.
+        """
 
     def __init__(
         self,

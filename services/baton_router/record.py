@@ -1,0 +1,124 @@
+"""What is known of one request when it is over, whatever its end: for metrics, its span, its trailers, and the ring."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from baton.rpc.errors import BatonError
+from baton.telemetry import tracing
+from baton.telemetry.tracing import Attribute
+from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
+from baton_router import metrics
+from baton_router.account import Account
+from baton_router.metrics import word
+from baton_router.validate import ResolvedRequest
+
+OK = "ok"
+CANCELLED = "cancelled"
+INTERNAL = "internal"
+
+
+class Record:
+    """One request from receipt to end.
+
+    Attributes:
+        request_id: its id.
+        method: of the public service.
+        started_ns: receipt, Unix time; for people, never subtracted from another host's.
+        account: its time in the making.
+        outcome: "ok", "cancelled", or the reason of its error in lower case; empty while it runs.
+        summary: its last message, filled in as things become known; the ledger is there at the end in any case.
+    """
+
+    __slots__ = ("_last_chunk_ns", "account", "method", "outcome", "request_id", "started_ns", "summary")
+
+    def __init__(self, request_id: str, method: str) -> None:
+        self.request_id = request_id
+        self.method = method
+        self.started_ns = time.time_ns()
+        self.account = Account()
+        self.outcome = ""
+        self.summary = inference_pb2.Summary()
+        self._last_chunk_ns = 0
+
+    def resolved(self, request: ResolvedRequest, model: str) -> None:
+        """It was understood."""
+        self.summary.usage.prompt_tokens = len(request.prompt_ids)
+        tracing.set_call_attributes(_request_attributes(self.method, request, model))
+
+    def chunk(self, tokens: int) -> None:
+        """A chunk of the answer is there."""
+        now = time.monotonic_ns()
+        if self._last_chunk_ns and tokens:
+            metrics.INTER_TOKEN_SECONDS.observe((now - self._last_chunk_ns) / 1e9)
+        self._last_chunk_ns = now
+        self.summary.usage.completion_tokens += tokens
+
+    def complete(self) -> inference_pb2.Summary:
+        """The last message: it ended well, and its ledger is closed."""
+        self.summary.ledger.CopyFrom(self.account.ledger())
+        return self.summary
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """The request's life: whatever way the block is left, the outcome is noted and told."""
+        try:
+            yield
+            self.outcome = OK
+        except (asyncio.CancelledError, GeneratorExit):
+            self.outcome = CANCELLED
+            raise
+        except BatonError as error:
+            self.outcome = error.reason.lower()
+            raise
+        except Exception:
+            self.outcome = INTERNAL
+            raise
+        finally:
+            if not self.summary.HasField("ledger"):
+                self.complete()
+            metrics.record(self.method, self.outcome, self.summary)
+            tracing.set_call_attributes(_outcome_attributes(self))
+
+
+def _request_attributes(method: str, request: ResolvedRequest, model: str) -> dict[str, Attribute]:
+    """In the terms of OpenTelemetry's conventions for generative AI. Never the prompt."""
+    sampling = request.sampling
+    return {
+        "gen_ai.operation.name": "chat" if method.endswith("Chat") else "text_completion",
+        "gen_ai.provider.name": "baton",
+        "gen_ai.request.model": model,
+        "gen_ai.response.model": model,
+        "gen_ai.request.max_tokens": sampling.max_tokens,
+        "gen_ai.request.temperature": sampling.temperature,
+        "gen_ai.request.top_p": sampling.top_p,
+        "gen_ai.request.top_k": sampling.top_k,
+        "gen_ai.request.frequency_penalty": sampling.frequency_penalty,
+        "gen_ai.request.presence_penalty": sampling.presence_penalty,
+        "gen_ai.request.seed": str(sampling.seed),  # unsigned 64 bit, which an attribute cannot hold
+        "gen_ai.usage.input_tokens": len(request.prompt_ids),
+    }
+
+
+def _outcome_attributes(record: Record) -> dict[str, Attribute]:
+    summary = record.summary
+    attributes: dict[str, Attribute] = {
+        "gen_ai.response.id": record.request_id,
+        "gen_ai.usage.output_tokens": summary.usage.completion_tokens,
+        "baton.outcome": record.outcome,
+        "baton.cache": word(inference_pb2.CacheStatus.Name(summary.cache_status), 2),
+        "baton.prefill": word(inference_pb2.Placement.Name(summary.prefill_placement), 1),
+        "baton.migrations": summary.migrations,
+        "baton.ledger.residual_ms": summary.ledger.total.residual.ToNanoseconds() / 1e6,
+        "baton.ledger.hidden_transfer_ms": summary.ledger.total.hidden_transfer.ToNanoseconds() / 1e6,
+    }
+    if summary.finish_reason:
+        reason = word(sampling_pb2.FinishReason.Name(summary.finish_reason), 2)
+        attributes["gen_ai.response.finish_reasons"] = [reason]
+    for entry in summary.ledger.total.entries:
+        name = f"{word(ledger_pb2.Hop.Name(entry.hop), 1)}.{word(ledger_pb2.Kind.Name(entry.kind), 1)}"
+        attributes[f"baton.ledger.{name}_ms"] = entry.duration.ToNanoseconds() / 1e6
+    return attributes
