@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from baton.internal.v1 import observe_pb2_grpc
 from baton.rpc.channel import ChannelPool
 from baton.rpc.service import CannotStart, Runtime
 from baton.text.model import TextModel
@@ -15,6 +16,7 @@ from baton.v1 import inference_pb2_grpc
 from baton_router.catalogue import Catalogue
 from baton_router.generation import Tier
 from baton_router.inference import InferenceServicer
+from baton_router.observe import ObserveServicer
 from baton_router.response_cache import ResponseCache
 from baton_router.settings import RouterSettings, targets
 from baton_router.targets import check_target
@@ -49,6 +51,9 @@ async def build(settings: RouterSettings, runtime: Runtime) -> AsyncIterator[Non
             servicer = InferenceServicer(settings, model, catalogue, tier, cache, runtime)
             inference_pb2_grpc.add_InferenceServicer_to_server(servicer, runtime.server)
             runtime.register("baton.v1.Inference")
+            observe = ObserveServicer(servicer, view, runtime)
+            observe_pb2_grpc.add_ObserveServicer_to_server(observe, runtime.server)
+            runtime.register("baton.internal.v1.Observe")
             # So that the first request after start finds the workers; without any, requests get UNAVAILABLE.
             await catalogue.serving(asyncio.get_running_loop().time() + settings.reattach_seconds)
             yield

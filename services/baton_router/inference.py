@@ -29,6 +29,7 @@ from baton_router.answer import Event, WholeAnswer, replayed
 from baton_router.catalogue import Catalogue, Serving
 from baton_router.generation import Generation, Tier
 from baton_router.prompt import tokenize
+from baton_router.pulse import Pulse
 from baton_router.record import Record
 from baton_router.records import Records
 from baton_router.response_cache import ResponseCache, cache_key, may_read, may_write
@@ -57,8 +58,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         self._tier = tier
         self._cache = cache
         self._runtime = runtime
-        self._in_flight = 0
+        self.in_flight = 0
         self.records = Records(settings.kept_records)
+        self.pulse = Pulse()
 
     async def StreamGenerate(
         self, request: inference_pb2.StreamGenerateRequest, context: Context
@@ -137,7 +139,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
     ) -> AsyncGenerator[Event, None]:
         """One request, from its receipt to its summary."""
         request_id = adopt_request_id(context)
-        record = Record(request_id, method)
+        record = Record(request_id, method, self.pulse)
         account, summary = record.account, record.summary
         with self._trailers(record, context), record.closing(), self._admitted():
             deadline = self._deadline(context)
@@ -256,14 +258,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         """
         if self._runtime.draining.is_set():
             raise Unavailable("this router is draining")
-        if self._in_flight >= self._settings.max_in_flight:
-            raise Overloaded(f"{self._in_flight} requests are in flight")
-        self._in_flight += 1
+        if self.in_flight >= self._settings.max_in_flight:
+            raise Overloaded(f"{self.in_flight} requests are in flight")
+        self.in_flight += 1
         metrics.IN_FLIGHT.inc()
         try:
             yield
         finally:
-            self._in_flight -= 1
+            self.in_flight -= 1
             metrics.IN_FLIGHT.dec()
 
     def _deadline(self, context: Context) -> float:

@@ -14,6 +14,7 @@ from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
 from baton_router import metrics
 from baton_router.account import Account
 from baton_router.metrics import word
+from baton_router.pulse import Pulse
 from baton_router.validate import ResolvedRequest
 
 OK = "ok"
@@ -33,15 +34,16 @@ class Record:
         summary: its last message, filled in as things become known; the ledger is there at the end in any case.
     """
 
-    __slots__ = ("_last_chunk_ns", "account", "method", "outcome", "request_id", "started_ns", "summary")
+    __slots__ = ("_last_chunk_ns", "_pulse", "account", "method", "outcome", "request_id", "started_ns", "summary")
 
-    def __init__(self, request_id: str, method: str) -> None:
+    def __init__(self, request_id: str, method: str, pulse: Pulse) -> None:
         self.request_id = request_id
         self.method = method
         self.started_ns = time.time_ns()
         self.account = Account()
         self.outcome = ""
         self.summary = inference_pb2.Summary()
+        self._pulse = pulse
         self._last_chunk_ns = 0
 
     def resolved(self, request: ResolvedRequest, model: str) -> None:
@@ -51,9 +53,13 @@ class Record:
 
     def chunk(self, tokens: int) -> None:
         """A chunk of the answer is there."""
+        if not tokens:
+            return
         now = time.monotonic_ns()
-        if self._last_chunk_ns and tokens:
-            metrics.INTER_TOKEN_SECONDS.observe((now - self._last_chunk_ns) / 1e9)
+        gap = now - self._last_chunk_ns if self._last_chunk_ns else 0
+        if gap:
+            metrics.INTER_TOKEN_SECONDS.observe(gap / 1e9)
+        self._pulse.chunk(tokens, gap)
         self._last_chunk_ns = now
         self.summary.usage.completion_tokens += tokens
 
@@ -81,6 +87,7 @@ class Record:
             if not self.summary.HasField("ledger"):
                 self.complete()
             metrics.record(self.method, self.outcome, self.summary)
+            self._pulse.ended(self.outcome, self.summary)
             tracing.set_call_attributes(_outcome_attributes(self))
 
 

@@ -135,6 +135,10 @@ class WorkerView:
         """Prefill workers that can be used."""
         return [worker.candidate() for worker in self._workers["prefill"].values()]
 
+    def workers(self) -> list[Worker]:
+        """All of them, decode first."""
+        return [worker for tier in self._workers.values() for worker in tier.values()]
+
     def worker(self, tier: str, candidate: Candidate) -> Worker | None:
         """The worker behind a candidate, if it is still there."""
         found = self._workers[tier].get(candidate.target)

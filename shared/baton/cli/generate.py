@@ -11,6 +11,7 @@ import typer
 
 from baton.cli import console, render
 from baton.cli.mesh import target_or_default
+from baton.cli.waterfall import waterfall
 from baton.client import Answer, AnswerStream, CacheMode, Client, Options
 
 
@@ -130,7 +131,7 @@ def tell(answer: Answer, first_token_ns: int | None, elapsed_ns: int, *, explain
     console.err.print()
     console.err.print(render.usage_line(answer, first_token_ns, elapsed_ns))
     if explain:
-        console.err.print(render.ledger_bars(answer))
+        console.err.print(waterfall(answer.ledger))
         console.err.print(f"[dim]request {answer.request_id} · model {answer.model} · seed {answer.seed}[/]")
     else:
         line = render.ledger_line(answer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from baton import __version__
-from baton.cli import bench, chat, generate, services, status, up
+from baton.cli import bench, chat, generate, services, status, top, trace, up
 
 app = typer.Typer(
     name="baton",
@@ -34,6 +34,8 @@ app.command("up", rich_help_panel="Mesh")(up.up)
 app.command("status", rich_help_panel="Mesh")(status.status)
 app.command("generate", rich_help_panel="Ask")(generate.generate)
 app.command("chat", rich_help_panel="Ask")(chat.chat)
+app.command("trace", rich_help_panel="Measure")(trace.trace)
+app.command("top", rich_help_panel="Measure")(top.top)
 app.command("bench", rich_help_panel="Measure")(bench.bench)
 services.register(app)
 

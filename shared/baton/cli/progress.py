@@ -15,8 +15,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from baton.cli.render import bar
 from baton.cli.service_process import ServiceProcess
+from baton.cli.waterfall import bar
 
 _LOUD: Final = frozenset({"WARNING", "ERROR", "CRITICAL"})
 _BAR_CELLS: Final = 24

@@ -5,26 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.table import Table
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from baton.cli.waterfall import COLOURS, milliseconds
 from baton.client import Answer, CacheStatus, FinishReason, Partition, Placement
 
-_COLOURS: Final = {
-    "compute": "green",
-    "queue": "yellow",
-    "network": "blue",
-    "transfer": "magenta",
-    "serialize": "cyan",
-    "cache": "bright_blue",
-    "tokenize": "bright_cyan",
-    "stall": "red",
-    "overhead": "bright_black",
-    "unattributed": "bright_black",
-}
-_EIGHTHS: Final = " ▏▎▍▌▋▊▉"
-_BAR_CELLS: Final = 36
 _DOT: Final = " · "
 
 _ENDED: Final = {
@@ -52,13 +38,6 @@ class Flow:
                 line.append(_DOT, style="dim")
             line.append_text(part)
         yield line
-
-
-def milliseconds(nanoseconds: float) -> str:
-    """A duration in ms with three significant digits or so: 0.04, 1.23, 45.6, 789."""
-    value = nanoseconds / 1e6
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-    return f"{value:,.{digits}f}"
 
 
 def usage_line(answer: Answer, first_token_ns: int | None, elapsed_ns: int) -> Flow:
@@ -94,23 +73,9 @@ def ledger_line(answer: Answer) -> Flow | None:
     shown = [entry for entry in ranked if entry.duration_ns >= 0.01 * total.total_ns][:5]
     parts = []
     for entry in shown:
-        part = Text(f"{entry.hop} {entry.kind}", style=_COLOURS.get(entry.kind, "white"))
+        part = Text(f"{entry.hop} {entry.kind}", style=COLOURS.get(entry.kind, "white"))
         parts.append(part.append(f" {entry.duration_ns / total.total_ns:.0%}", style="dim"))
     return Flow(parts)
-
-
-def ledger_bars(answer: Answer) -> RenderableType:
-    """Both partitions as bars, or why there are none."""
-    parts: list[RenderableType] = []
-    for title, partition in (("to the first token", answer.ledger.first_token), ("whole request", answer.ledger.total)):
-        if partition is not None:
-            parts += [Text(), Text(f"{title}: {milliseconds(partition.total_ns)} ms", style="bold"), _bars(partition)]
-            if partition.hidden_transfer_ns:
-                hidden = milliseconds(partition.hidden_transfer_ns)
-                parts.append(Text(f"besides, {hidden} ms of KV transfer hidden behind compute", style="dim"))
-    if not parts:
-        return Text("The server sent no ledger.", style="dim")
-    return Group(*parts)
 
 
 def answer_json(answer: Answer, first_token_ns: int | None, elapsed_ns: int) -> dict[str, Any]:
@@ -134,46 +99,14 @@ def answer_json(answer: Answer, first_token_ns: int | None, elapsed_ns: int) -> 
         "migrations": answer.migrations,
         "client": {"first_token_ns": first_token_ns, "elapsed_ns": elapsed_ns},
         "ledger": {
-            "first_token": _partition_json(answer.ledger.first_token),
-            "total": _partition_json(answer.ledger.total),
+            "first_token": partition_json(answer.ledger.first_token),
+            "total": partition_json(answer.ledger.total),
         },
     }
 
 
-def bar(share: float, cells: int = _BAR_CELLS) -> str:
-    """A horizontal bar of `share` (0 to 1) of `cells` characters, in eighths of one."""
-    eighths = round(max(0.0, min(1.0, share)) * cells * 8)
-    full, rest = divmod(eighths, 8)
-    return "█" * full + (_EIGHTHS[rest] if rest else "")
-
-
-def _bars(partition: Partition) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True, overflow="crop")
-    rows = [(entry.hop, entry.kind, entry.duration_ns) for entry in partition.entries if entry.duration_ns]
-    if partition.residual_ns:
-        rows.append(("", "unattributed", partition.residual_ns))
-    whole = max(1, partition.total_ns)
-    previous = ""
-    for hop, kind, duration in rows:
-        colour = _COLOURS.get(kind, "white")
-        share = duration / whole
-        table.add_row(
-            "" if hop == previous else hop,
-            Text(kind, style=colour),
-            f"{milliseconds(duration)} ms",
-            f"{share:.1%}",
-            Text(bar(share) or "▏", style=colour),
-        )
-        previous = hop
-    return table
-
-
-def _partition_json(partition: Partition | None) -> dict[str, Any] | None:
+def partition_json(partition: Partition | None) -> dict[str, Any] | None:
+    """One partition of a ledger as plain JSON values."""
     if partition is None:
         return None
     return {

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from baton.cli import console, mesh
 from baton.cli.probe import MeshState, ServiceState, probe
-from baton.cli.render import bar
+from baton.cli.waterfall import bar
 
 _GAUGE_CELLS: Final = 10
 
