@@ -118,6 +118,10 @@ class DecodeServicer(decode_pb2_grpc.DecodeServicer):
                         if isinstance(message, prefill_pb2.FirstToken):
                             first = message
                             run.timeline.book(ledger_pb2.HOP_PREFILL, first.timing)
+                            run.timeline.carve(
+                                (ledger_pb2.HOP_PREFILL, ledger_pb2.KIND_NETWORK),
+                                {(ledger_pb2.HOP_DECODE, ledger_pb2.KIND_TRANSFER): handoff.behind_ns},
+                            )
                             run.placement = inference_pb2.PLACEMENT_REMOTE
                             tokens = run.take([first.token_id], first.finish_reason)
                             run.timeline.enter(ledger_pb2.KIND_TRANSFER)

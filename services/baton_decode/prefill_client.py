@@ -35,8 +35,10 @@ HANDOFFS = Counter("baton_handoffs_total", "Handoffs by outcome", ["outcome"])
 class Handoff:
     """What a handoff cost. Before the first token, transfer hides behind computation; after it, decode waits for it."""
 
+    accepted_ns: int = 0
     first_chunk_ns: int = 0
     first_token_ns: int = 0
+    behind_ns: int = 0  # of the wait for the first token, that it spent behind KV on the way
     done_ns: int = 0
     chunks: int = 0
     bytes: int = 0
@@ -44,12 +46,22 @@ class Handoff:
     @property
     def hidden_ns(self) -> int:
         """Time in which KV moved while the prompt was still being computed."""
-        return max(0, self.first_token_ns - self.first_chunk_ns) if self.first_chunk_ns else 0
+        whole = self.first_token_ns - self.first_chunk_ns if self.first_chunk_ns else 0
+        return max(0, whole - self.behind_ns)
 
     @property
     def exposed_ns(self) -> int:
-        """Time from the first token to the last byte."""
-        return max(0, self.done_ns - self.first_token_ns) if self.done_ns else 0
+        """Time the request waited for bytes: its first token behind them, and itself from then to the last one."""
+        return self.behind_ns + (max(0, self.done_ns - self.first_token_ns) if self.done_ns else 0)
+
+    def first_token(self, since_accepted_ns: int) -> None:
+        """The first token is here; by the sender's clock it was sampled so long after the call was accepted.
+
+        Both messages took the same way, so what lies between them here beyond that is waiting in line.
+        """
+        self.first_token_ns = time.monotonic_ns()
+        if self.first_chunk_ns and self.accepted_ns:
+            self.behind_ns = max(0, self.first_token_ns - self.accepted_ns - since_accepted_ns)
 
     def attributes(self) -> dict[str, Attribute]:
         """For its span."""
@@ -126,12 +138,14 @@ class PrefillClient:
                     if message is None:
                         raise PrefillLost(f"{target} ended the call early")
                     match message.WhichOneof("message"):
+                        case "accepted":
+                            handoff.accepted_ns = time.monotonic_ns()
                         case "chunk":
                             handoff.first_chunk_ns = handoff.first_chunk_ns or time.monotonic_ns()
                             credits.put_nowait(receiver.accept(message.chunk))
                             handoff.chunks += 1
                         case "first_token":
-                            handoff.first_token_ns = time.monotonic_ns()
+                            handoff.first_token(message.first_token.since_accepted_ns)
                             yield message.first_token
                             if message.first_token.finish_reason:
                                 HANDOFFS.labels("not_needed").inc()

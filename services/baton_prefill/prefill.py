@@ -74,13 +74,14 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
         sender = KvSender(self._engine.layout, self._engine.memory, start.credit_bytes)
         with self._calls.track(start.request_id):
             async with self._engine.request(submit) as handle:
+                accepted_ns = time.monotonic_ns()
                 sender.control(
                     prefill_pb2.PrefillResponse(
                         accepted=prefill_pb2.PrefillAccepted(incarnation=self._engine.incarnation)
                     )
                 )
                 feeding = [
-                    asyncio.create_task(_feed(handle, sender, timeline)),
+                    asyncio.create_task(_feed(handle, sender, timeline, accepted_ns)),
                     asyncio.create_task(_take_credits(request_iterator, sender)),
                 ]
                 try:
@@ -136,10 +137,9 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
             raise InvalidArgument("credit_bytes", f"must hold one chunk, {largest} bytes")
 
 
-async def _feed(handle: RequestHandle, sender: KvSender, timeline: Timeline) -> None:
+async def _feed(handle: RequestHandle, sender: KvSender, timeline: Timeline, accepted_ns: int) -> None:
     """Pass the engine's events to the sender until the first token, which comes last."""
     engine_time = EngineTime(timeline, ledger_pb2.HOP_PREFILL)
-    submitted_ns = time.monotonic_ns()
     try:
         while True:
             with engine_time.waiting():
@@ -148,9 +148,13 @@ async def _feed(handle: RequestHandle, sender: KvSender, timeline: Timeline) -> 
                 sender.ready(event.slot, event.layer, event.start, event.stop)
             elif isinstance(event, Output):
                 engine_time.book(event)
-                tracing.record("queue", submitted_ns, event.chunks[0].start_ns if event.chunks else submitted_ns)
+                tracing.record("queue", accepted_ns, event.chunks[0].start_ns if event.chunks else accepted_ns)
                 trace_chunks(event)
-                first = prefill_pb2.FirstToken(token_id=event.token_ids[0], timing=timeline.timing())
+                first = prefill_pb2.FirstToken(
+                    token_id=event.token_ids[0],
+                    timing=timeline.timing(),
+                    since_accepted_ns=time.monotonic_ns() - accepted_ns,
+                )
                 if event.finish_reason is not None:
                     # The answer is one token long: nobody will read the KV.
                     first.finish_reason = FINISH_REASONS[event.finish_reason]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from baton import __version__
-from baton.cli import bench, chat, generate, services, status, top, trace, up
+from baton.cli import bench, chat, generate, services, status, top, trace, up, verify
 
 app = typer.Typer(
     name="baton",
@@ -36,6 +36,7 @@ app.command("generate", rich_help_panel="Ask")(generate.generate)
 app.command("chat", rich_help_panel="Ask")(chat.chat)
 app.command("trace", rich_help_panel="Measure")(trace.trace)
 app.command("top", rich_help_panel="Measure")(top.top)
+app.command("verify-ledger", rich_help_panel="Measure")(verify.verify_ledger)
 app.command("bench", rich_help_panel="Measure")(bench.bench)
 services.register(app)
 

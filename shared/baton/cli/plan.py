@@ -34,6 +34,8 @@ class Plan:
     """Flags of both engine tiers, without dashes in front: {"dtype": "bfloat16"}."""
     extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """More flags by service, ready for its command line."""
+    environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """More environment variables by service."""
 
     def __post_init__(self) -> None:
         assert self.prefill >= 0

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -39,6 +39,7 @@ class ServiceProcess:
         name: unique in the mesh, for example "decode-0".
         service: "router", "cache", "prefill" or "decode".
         arguments: its flags, without the ones every service gets from here.
+        environment: variables it gets on top of this process's.
         directory: where its ready file goes.
         log_directory: its output is appended to a file here; None: only the last lines are kept, in memory.
         on_log: called with every JSON log line.
@@ -50,6 +51,7 @@ class ServiceProcess:
         service: str,
         arguments: Sequence[str],
         *,
+        environment: Mapping[str, str],
         directory: Path,
         log_directory: Path | None,
         on_log: OnLog,
@@ -58,6 +60,7 @@ class ServiceProcess:
         self.service = service
         self.stage = "waiting"
         self.fraction = 0.0
+        self._environment = environment
         self.address: Process | None = None
         self.last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._ready_file = directory / f"{name}.json"
@@ -94,6 +97,7 @@ class ServiceProcess:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, **self._environment},
             # A group of its own: Ctrl-C in the terminal reaches `baton up` alone, which ends things in order.
             start_new_session=True,
         )

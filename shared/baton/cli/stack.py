@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,6 +19,8 @@ from baton.client import AsyncClient, BatonRpcError
 
 if TYPE_CHECKING:
     from baton.cli.redis_server import EmbeddedRedis
+
+Relay = Callable[[str, str], Awaitable[str]]
 
 _MARGIN: Final = 5.0
 """Seconds a service gets on top of its drain before it is killed."""
@@ -35,9 +38,18 @@ class Stack:
         log_directory: where the services' output goes; None: the last lines are kept in memory.
         start_timeout: seconds everything may take until it serves.
         on_log: called with every JSON log line of every service.
+        relay: gives the address callers get for a service (or for "redis", its URL); default: its own.
     """
 
-    def __init__(self, plan: Plan, log_directory: Path | None, start_timeout: float, on_log: OnLog) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        log_directory: Path | None,
+        start_timeout: float,
+        on_log: OnLog,
+        relay: Relay | None = None,
+    ) -> None:
+        self._relay = relay
         self._plan = plan
         self._log_directory = log_directory
         self._start_timeout = start_timeout
@@ -121,16 +133,16 @@ class Stack:
             redis = await asyncio.shield(self._redis)
             self._guard.watch(redis.pid)
             redis_url = redis.url
-        self.cache.set_arguments(self._plan.cache_arguments(redis_url))
+        self.cache.set_arguments(self._plan.cache_arguments(await self._seen("redis", redis_url)))
         behind = [self.cache, *self.workers]
         for service in behind:
             self._guard.watch(await service.start())
         await asyncio.gather(*(service.ready() for service in behind))
         self.router.set_arguments(
             self._plan.router_arguments(
-                decode=[_grpc(worker) for worker in self.workers if worker.service == "decode"],
-                prefill=[_grpc(worker) for worker in self.workers if worker.service == "prefill"],
-                cache=_grpc(self.cache),
+                decode=[await self._seen(w.name, _grpc(w)) for w in self.workers if w.service == "decode"],
+                prefill=[await self._seen(w.name, _grpc(w)) for w in self.workers if w.service == "prefill"],
+                cache=await self._seen("cache", _grpc(self.cache)),
             )
         )
         self._guard.watch(await self.router.start())
@@ -145,6 +157,9 @@ class Stack:
             pid=os.getpid(),
             services=tuple(address for address in addresses if address is not None),
         )
+
+    async def _seen(self, name: str, address: str) -> str:
+        return address if self._relay is None else await self._relay(name, address)
 
     async def _model_ready(self, target: str) -> None:
         """Wait until the router sees a decode worker: only then does the first request find one."""
@@ -165,6 +180,7 @@ class Stack:
             name,
             service,
             arguments,
+            environment=self._plan.environment.get(service, {}),
             directory=Path(self._directory.name),
             log_directory=self._log_directory,
             on_log=self._on_log,

@@ -220,13 +220,18 @@ class FirstToken(_message.Message):
     TOKEN_ID_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
+    SINCE_ACCEPTED_NS_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     """The token."""
     finish_reason: _sampling_pb2.FinishReason.ValueType
     """Set when this token ends the answer: no more KV follows, Done does."""
+    since_accepted_ns: _builtins.int
+    """Nanoseconds from sending PrefillAccepted to sampling the token, by the worker's monotonic clock. What the receiver saw
+    pass between the two messages beyond that, the token spent waiting behind KV on the way.
+    """
     @_builtins.property
     def timing(self) -> _timing_pb2.HopTiming:
-        """The worker's time until this message."""
+        """The worker's time until the token was sampled."""
 
     def __init__(
         self,
@@ -234,10 +239,11 @@ class FirstToken(_message.Message):
         token_id: _builtins.int = ...,
         finish_reason: _sampling_pb2.FinishReason.ValueType = ...,
         timing: _timing_pb2.HopTiming | None = ...,
+        since_accepted_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "timing", b"timing", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "since_accepted_ns", b"since_accepted_ns", "timing", b"timing", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

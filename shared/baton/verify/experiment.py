@@ -1,0 +1,122 @@
+"""Ask with and without the injected delay, in turn, and compare what the ledgers say."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+
+import grpc
+
+from baton.client import ledger as client_ledger
+from baton.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
+from baton.verify.cases import TOKENS, Case
+from baton.verify.lab import Lab
+
+_TIMEOUT: Final = 60.0
+_SMALL_WINDOW: Final = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
+"""A client that takes little at once: when it stops reading, the router notices before a megabyte is on its way."""
+
+Parts = Mapping[tuple[str, str], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What came of one case: medians over its pairs of requests.
+
+    Attributes:
+        case: of what.
+        injected: what the delay cost the request, seconds: as given, or as the whole request grew.
+        share: of it, that is in the right entry.
+        strayed: of it, that is in all other entries together, absolute.
+        changes: by how much each entry grew, seconds.
+        residual: the largest residual of any of its requests, seconds, absolute.
+    """
+
+    case: Case
+    injected: float
+    share: float
+    strayed: float
+    changes: Mapping[str, float]
+    residual: float
+
+    @property
+    def holds(self) -> bool:
+        """At least 95 % in the right entry, at most 5 % elsewhere."""
+        return self.share >= 0.95 and self.strayed <= 0.05
+
+
+async def run_case(lab: Lab, case: Case, pairs: int, on_pair: Callable[[], None] = lambda: None) -> Finding:
+    """One case, over pairs of requests: one without the delay, one with it."""
+    rng = random.Random(case.name)
+    changes: list[dict[tuple[str, str], float]] = []
+    totals: list[float] = []
+    residual = 0.0
+    async with grpc.aio.insecure_channel(lab.router, options=_SMALL_WINDOW) as channel:
+        stub = inference_pb2_grpc.InferenceStub(channel)
+        for _ in range(pairs + 1):
+            prompt = [rng.randrange(5, 300) for _ in range(case.prompt_tokens)]
+            if case.cached:
+                await _ask(stub, case, prompt, stall=0)  # fills the cache
+                await asyncio.sleep(0.2)
+            before, _, first_residual = await _ask(stub, case, _changed(prompt, case), stall=0)
+            case.inject(lab)
+            try:
+                after, _, second_residual = await _ask(stub, case, prompt, stall=case.stall_seconds)
+            finally:
+                lab.clear()
+                await asyncio.sleep(0.12)  # what is still delayed arrives
+            changes.append({part: after.get(part, 0) - before.get(part, 0) for part in {*before, *after}})
+            totals.append(sum(after.values()) - sum(before.values()))
+            residual = max(residual, first_residual, second_residual)
+            on_pair()
+    changes, totals = changes[1:], totals[1:]  # the first pair warms up
+    right = (case.hop, case.kind)
+    injected = [total if case.seconds is None else case.seconds for total in totals]
+    share = median(change.get(right, 0.0) / cost for change, cost in zip(changes, injected, strict=True))
+    strayed = median(
+        sum(value for part, value in change.items() if part != right) / cost
+        for change, cost in zip(changes, injected, strict=True)
+    )
+    parts = sorted({part for change in changes for part in change})
+    grew = {" ".join(part): median(change.get(part, 0.0) for change in changes) for part in parts}
+    return Finding(case, median(injected), share, abs(strayed), grew, residual)
+
+
+def _changed(prompt: list[int], case: Case) -> list[int]:
+    """The same length, another prompt; where the cache is to hit, the same prompt."""
+    return prompt if case.cached else [*prompt[:-1], prompt[-1] ^ 1]
+
+
+async def _ask(
+    stub: inference_pb2_grpc.InferenceAsyncStub, case: Case, prompt: list[int], *, stall: float
+) -> tuple[Parts, float, float]:
+    """One request: its parts, its total, its residual; seconds."""
+    mode = inference_pb2.CACHE_MODE_USE if case.cached else inference_pb2.CACHE_MODE_BYPASS
+    call = stub.StreamGenerate(
+        inference_pb2.StreamGenerateRequest(
+            token_ids=sampling_pb2.TokenIds(ids=prompt),
+            sampling=sampling_pb2.SamplingParams(
+                max_tokens=TOKENS * (20 if case.stall_seconds else 1), temperature=0, ignore_eos=True
+            ),
+            cache_control=inference_pb2.CacheControl(mode=mode),
+        ),
+        timeout=_TIMEOUT,
+    )
+    summary = inference_pb2.Summary()
+    count = 0
+    async for message in call:
+        count += 1
+        if count == 3 and stall:
+            await asyncio.sleep(stall)
+        if message.WhichOneof("event") == "summary":
+            summary = message.summary
+    total = client_ledger.from_proto(summary.ledger).total
+    assert total is not None
+    parts: dict[tuple[str, str], float] = {}
+    for entry in total.entries:
+        parts[entry.hop, entry.kind] = parts.get((entry.hop, entry.kind), 0.0) + entry.duration_ns / 1e9
+    return parts, total.total_ns / 1e9, abs(total.residual_ns) / 1e9
