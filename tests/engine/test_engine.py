@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
 from baton.engine.config import EngineConfig
 from baton.engine.loader import LoadedModel, load
@@ -31,6 +32,7 @@ from baton.engine.messages import (
     Stop,
     Submit,
 )
+from baton.engine.sampler import SampleRow, sample
 from tests import model_zoo
 from tests.engine.conftest import Stepped, a_prompt, a_submit
 
@@ -107,6 +109,19 @@ def test_same_tokens_when_they_come_and_go(loaded: LoadedModel, alone_tokens: di
     stepped.run()
     assert [stepped.tokens(f"r{i}") for i in range(8)] == alone_tokens[0.8]
     stepped.check_empty()
+
+
+def test_tokens_are_drawn_from_the_models_own_logits(llama: Path, loaded: LoadedModel) -> None:
+    """By seed and absolute position, and after the tokens before: nothing else goes in."""
+    prompt = a_prompt(30)
+    submit = a_submit("r", prompt, temperature=0.8, top_p=0.95, seed=11, repetition_penalty=1.2, frequency_penalty=0.1)
+    tokens = alone(loaded, submit)
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + tokens])).logits[0]
+    for i, token in enumerate(tokens):
+        row = SampleRow(submit.sampling, len(prompt) + i, prompt, tokens[:i])
+        assert sample(logits[len(prompt) + i - 1][None], [row]) == [token]
 
 
 @MODES
@@ -213,7 +228,7 @@ def test_a_handoff_changes_nothing(
     assert second.slot("d") != first.slot("p")
     second.write_kv(second.slot("d"), 0, first.kv(first.slot("p"), 0, length))
     (token,) = first.tokens("p")
-    second.run(Commit("d", token))
+    second.run(Commit("d", [token]))
     assert second.outputs("d")[0].index == 1
     assert [token, *second.tokens("d")] == whole.tokens("r")
     assert second.finish_reason("d") is whole.finish_reason("r")
@@ -242,7 +257,7 @@ def test_a_preempted_receiver_goes_on_exactly(loaded: LoadedModel) -> None:
     stepped.handle(a_submit("d", prompt, Role.RECEIVE, max_tokens=40))
     stepped.step()
     stepped.write_kv(stepped.slot("d"), 0, prefill.kv(prefill.slot("p"), 0, 40))
-    stepped.run(Commit("d", prefill.tokens("p")[0]))
+    stepped.run(Commit("d", [prefill.tokens("p")[0]]))
     assert stepped.outputs("d")[-1].preemptions > 0
     assert len([e for e in stepped.of("d") if isinstance(e, Reserved)]) == 1
     assert [*prefill.tokens("p"), *stepped.tokens("d")] == expected
@@ -250,8 +265,8 @@ def test_a_preempted_receiver_goes_on_exactly(loaded: LoadedModel) -> None:
 
 def test_commands_for_nobody_are_ignored(loaded: LoadedModel) -> None:
     stepped = Stepped(loaded)
-    stepped.run(Commit("x", 5), ComputeHere("x"), Release("x"), a_submit("r", a_prompt(5)))
-    stepped.run(Commit("r", 5), Release("r"), Release("r"))
+    stepped.run(Commit("x", [5]), ComputeHere("x"), Release("x"), a_submit("r", a_prompt(5)))
+    stepped.run(Commit("r", [5]), Release("r"), Release("r"))
     assert len(stepped.tokens("r")) == 16
     stepped.check_empty()
 
@@ -259,7 +274,7 @@ def test_commands_for_nobody_are_ignored(loaded: LoadedModel) -> None:
 def test_a_second_commit_or_compute_here_changes_nothing(loaded: LoadedModel) -> None:
     expected = alone(loaded, a_submit("r", a_prompt(40)))
     stepped = Stepped(loaded).run(a_submit("d", a_prompt(40), Role.RECEIVE))
-    stepped.handle(ComputeHere("d"), Commit("d", 7), ComputeHere("d"))
+    stepped.handle(ComputeHere("d"), Commit("d", [7]), ComputeHere("d"))
     assert stepped.run().tokens("d") == expected
 
 
@@ -291,7 +306,7 @@ def test_release_in_any_state_gives_everything_back(loaded: LoadedModel, state: 
     elif state != "waiting":
         stepped.run()
     if state == "committed":
-        stepped.handle(Commit("r", 5))
+        stepped.handle(Commit("r", [5]))
     before = len(stepped.events)
     stepped.handle(Release("r"), Release("r"))
     stepped.check_empty()
@@ -330,7 +345,7 @@ def test_any_order_of_commands_ends_with_nothing_held(loaded: LoadedModel, data:
                 stepped.handle(a_submit(name, a_prompt(length, length), role, max_tokens=data.draw(st.integers(1, 30))))
                 submitted.add(name)
             case "commit":
-                stepped.handle(Commit(name, 5))
+                stepped.handle(Commit(name, [5]))
             case "compute":
                 stepped.handle(ComputeHere(name))
             case "release":
@@ -378,8 +393,8 @@ def test_inspect_report_idle_and_stop(loaded: LoadedModel) -> None:
         ({"start_token": -1}, FailureReason.INVALID, "start_token -1"),
         ({"token_ids": [5] * 9 + [384]}, FailureReason.INVALID, "vocabulary of 384"),
         ({"token_ids": [-1] + [5] * 9}, FailureReason.INVALID, "vocabulary of 384"),
-        ({"token_ids": [5] * 64, "num_prompt_tokens": 64}, FailureReason.INVALID, "context of 64"),
-        ({"token_ids": [5] * 48, "num_prompt_tokens": 48}, FailureReason.CAPACITY, "memory for 48"),
+        ({"token_ids": [5] * 64, "num_prompt_tokens": 64}, FailureReason.INVALID, "context of 48"),
+        ({"token_ids": [5] * 48, "num_prompt_tokens": 48}, FailureReason.INVALID, "context of 48"),
     ],
 )
 def test_what_cannot_run_is_refused_at_once(
@@ -495,7 +510,7 @@ def test_a_committed_token_may_be_the_last(
     loaded: LoadedModel, fields: dict[str, object], reason: FinishReason | None
 ) -> None:
     stepped = Stepped(loaded).run(a_submit("d", a_prompt(10), Role.RECEIVE, **fields))  # type: ignore[arg-type]
-    stepped.handle(Commit("d", EOS))
+    stepped.handle(Commit("d", [EOS]))
     if reason is None:
         assert stepped.outputs("d") == []
         stepped.run()
@@ -508,14 +523,14 @@ def test_a_committed_token_may_be_the_last(
 
 def test_a_commit_that_fills_the_context_ends(loaded: LoadedModel) -> None:
     stepped = Stepped(loaded, slot_tokens=32).run(a_submit("d", a_prompt(31), Role.RECEIVE))
-    stepped.handle(Commit("d", 9))
+    stepped.handle(Commit("d", [9]))
     assert stepped.finish_reason("d") is FinishReason.LENGTH
     stepped.check_empty()
 
 
 def test_a_commit_outside_the_vocabulary_fails_the_request(loaded: LoadedModel) -> None:
     stepped = Stepped(loaded).run(a_submit("d", a_prompt(10), Role.RECEIVE))
-    stepped.handle(Commit("d", 384))
+    stepped.handle(Commit("d", [384]))
     assert stepped.failure("d").reason is FailureReason.INTERNAL
     stepped.check_empty()
 
@@ -570,7 +585,7 @@ def test_a_receivers_time_counts_from_commit(loaded: LoadedModel, monkeypatch: p
     stepped.step()
     assert [e.queue_ns for e in stepped.events if isinstance(e, Reserved)] == [7, 7]
     clock.now += 1000  # the KV travels
-    stepped.handle(Commit("c", 5), ComputeHere("h"))
+    stepped.handle(Commit("c", [5]), ComputeHere("h"))
     clock.now += 30
     stepped.step()
     assert [(o.queue_ns, o.compute_ns) for name in "ch" for o in stepped.outputs(name)] == [(30, 10), (30, 10)]
@@ -642,7 +657,7 @@ def test_nan_received_from_elsewhere_reaches_nobody(loaded: LoadedModel, end: st
     nan = torch.full((1,), torch.nan).numpy().tobytes()
     stepped.write_kv(stepped.slot("bad"), 0, [nan * (len(p) // 4) for p in stepped.kv(stepped.slot("bad"), 0, 50)])
     if end != "release":
-        stepped.handle(Commit("bad", 7 if end == "commit and stop" else 5))
+        stepped.handle(Commit("bad", [7 if end == "commit and stop" else 5]))
     if end == "commit and fail":
         stepped.run()
         assert stepped.failure("bad").reason is FailureReason.INTERNAL
@@ -663,7 +678,7 @@ def test_nan_that_a_window_hides_reaches_nobody(tmp_path: Path, family: str) -> 
     ):
         if layer.window:
             keys[0, :20] = values[0, :20] = torch.nan
-    stepped.run(Commit("bad", prefill.tokens("p")[0]))
+    stepped.run(Commit("bad", [prefill.tokens("p")[0]]))
     assert stepped.finish_reason("bad") is FinishReason.LENGTH
     check_unharmed(stepped, model)
 

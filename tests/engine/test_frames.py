@@ -54,6 +54,6 @@ def test_the_longest_frame_is_waited_for() -> None:
 
 def test_commands_survive_the_way() -> None:
     submit: Submit = a_submit("r", list(range(5000)), temperature=0.7, seed=2**64 - 1, logit_bias={3: -1.5})
-    commands = [submit, Commit("r", 7), Release("r"), Stop()]
+    commands = [submit, Commit("r", [7]), Release("r"), Stop()]
     (body,) = Unframer().feed(frame(command_encoder.encode(commands)))
     assert command_decoder.decode(body) == commands

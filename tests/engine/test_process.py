@@ -111,7 +111,7 @@ async def test_a_handoff_through_shared_memory(llama: Path, client: EngineClient
                 for to, what in zip(client.layout.rows(client.memory, *target), source, strict=True):
                     to[:] = what
             assert isinstance(event, Output)
-            decode.commit(event.token_ids[0])
+            decode.commit(event.token_ids)
             assert [*event.token_ids, *await to_the_end(decode)] == expected
         await check_quiet(other)
         await check_quiet(client)

@@ -362,12 +362,14 @@ def test_priority_decides_who_is_admitted_first() -> None:
 
 
 def test_the_lowest_free_slot_is_taken() -> None:
-    world = World(step_tokens=8, block_tokens=1, capacity_blocks=100, num_slots=4)
+    world = World(step_tokens=8, block_tokens=1, capacity_blocks=100, num_slots=5)
+    for _ in range(4):
+        world.submit(1, Role.PREFILL, 0, 1)
+    world.step()
+    assert [r.slot for r in world.requests] == [0, 1, 2, 3]
+    for request in (world.requests[0], world.requests[2]):
+        world.release(request)
     for _ in range(3):
         world.submit(1, Role.PREFILL, 0, 1)
     world.step()
-    assert [r.slot for r in world.requests] == [0, 1, 2]
-    world.release(world.requests[0])
-    world.submit(1, Role.PREFILL, 0, 1)
-    world.step()
-    assert world.requests[-1].slot == 0
+    assert [r.slot for r in world.requests[-3:]] == [0, 2, 4]
