@@ -1,6 +1,6 @@
 """Make the bundled tiny model: corpus, tokenizer, training, evaluation, model card.
 
-    python scripts/train_tiny_model.py [--output DIR] [--minutes N] [--seed N] [--evaluate-only]
+    python scripts/train_tiny_model.py [--output DIR] [--minutes N] [--seed N] [--resume] [--evaluate-only]
 
 It needs no download and no GPU. Ctrl-C ends the training early; what was learned so far is saved and evaluated.
 """
@@ -33,32 +33,44 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="Updates of the weights.")] = training.Recipe().steps,
     seed: Annotated[int, typer.Option(help="Seed of corpus and weights.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on training the model in --output.")] = False,
     evaluate_only: Annotated[bool, typer.Option("--evaluate-only", help="Only measure the model in --output.")] = False,
     wrong: Annotated[bool, typer.Option("--wrong", help="Print every wrong answer.")] = False,
 ) -> None:
     """Train the bundled tiny model, measure it on held-out questions and write its model card."""
     console = Console()
     torch.set_num_threads(threads)
-    outcome = (
-        None if evaluate_only else _train(console, output, training.Recipe(steps=steps, minutes=minutes, seed=seed))
-    )
+    recipe = training.Recipe(steps=steps, minutes=minutes, seed=seed)
+    if resume:
+        recipe = training.resumed(recipe)
+    if not evaluate_only:
+        _train(console, output, recipe, resume=resume)
     by_topic = _evaluate(console, output, wrong=wrong)
     share = evaluation.total(by_topic).share
-    if outcome:
-        card.write(output, by_topic, outcome, training.Recipe(steps=steps, minutes=minutes, seed=seed))
+    if not evaluate_only:
+        card.write(output, by_topic, recipe)
     if share < WANTED:
         console.print(f"[red]{share:.1%} is less than the {WANTED:.0%} wanted")
         raise typer.Exit(1)
 
 
-def _train(console: Console, output: Path, recipe: training.Recipe) -> training.Outcome:
-    words = tokenizer.train_tokenizer(recipe.seed)
-    tokenizer.save_tokenizer(words, output)
-    model = network.new_network(words, recipe.seed)
+def _train(console: Console, output: Path, recipe: training.Recipe, *, resume: bool) -> None:
+    if resume:
+        words = Tokenizer.from_file(str(output / "tokenizer.json"))
+        model = network.load_network(output)
+        before = network.trainings(model)
+    else:
+        words = tokenizer.train_tokenizer(recipe.seed)
+        tokenizer.save_tokenizer(words, output)
+        model = network.new_network(words, recipe.seed)
+        before = []
     console.print(f"{model.num_parameters():,} parameters, vocabulary of {words.get_vocab_size()}")
-    outcome = training.train(model, words, recipe, save=lambda: network.save_network(model, output))
+
+    def save(outcome: training.Outcome) -> None:
+        network.save_network(model, output, [*before, outcome])
+
+    outcome = training.train(model, words, recipe, save)
     console.print(f"{outcome.steps} steps, {outcome.tokens:,} tokens in {outcome.minutes:.1f} minutes")
-    return outcome
 
 
 def _evaluate(console: Console, output: Path, *, wrong: bool) -> dict[str, evaluation.Score]:

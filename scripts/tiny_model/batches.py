@@ -37,11 +37,11 @@ class Batch:
     targets: torch.Tensor
 
 
-def batches(tokenizer: Tokenizer, seed: int, tokens: int) -> Iterator[Batch]:
-    """An endless, seeded stream of batches of at most `tokens` tokens, padding included."""
+def batches(tokenizer: Tokenizer, seed: int, tokens: int, early: int) -> Iterator[Batch]:
+    """An endless, seeded stream of batches of at most `tokens` tokens, padding included; see `corpus.documents`."""
     end = tokenizer.token_to_id(END)
     waiting: dict[int, list[Encoded]] = defaultdict(list)
-    for document in corpus.documents(seed):
+    for document in corpus.documents(seed, early):
         encoded = encode(tokenizer, document)
         length = _padded(len(encoded[0]) - 1)
         group = waiting[length]

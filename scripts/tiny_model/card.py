@@ -12,13 +12,16 @@ from tiny_model.evaluation import Score, total
 from tiny_model.training import Outcome, Recipe
 
 
-def write(directory: Path, by_topic: dict[str, Score], outcome: Outcome, recipe: Recipe) -> None:
+def write(directory: Path, by_topic: dict[str, Score], recipe: Recipe) -> None:
     """Write README.md next to the model it describes."""
-    (directory / "README.md").write_text(_text(directory, by_topic, outcome, recipe), encoding="utf-8")
+    (directory / "README.md").write_text(_text(directory, by_topic, recipe), encoding="utf-8")
 
 
-def _text(directory: Path, by_topic: dict[str, Score], outcome: Outcome, recipe: Recipe) -> str:
+def _text(directory: Path, by_topic: dict[str, Score], recipe: Recipe) -> str:
     shape = json.loads((directory / "config.json").read_bytes())
+    trainings = [Outcome(**training) for training in shape["trainings"]]
+    outcome = sum(trainings, Outcome())
+    goes = " and ".join(f"{training.steps:,} steps" for training in trainings)
     weights = directory / "model.safetensors"
     every = total(by_topic)
     rows = "\n".join(_row(topic, score) for topic, score in by_topic.items())
@@ -45,7 +48,9 @@ greedily, and every character as it should be.
 Held out are the phrasings: the model learned the facts, but never saw these questions. Stories,
 numbers and words to repeat are drawn afresh; a sum may have been seen in another phrasing. "Plain
 statements" are beginnings of sentences without the chat template, such as "The capital of France is";
-those sentences it has seen. `python scripts/train_tiny_model.py --evaluate-only` measures the file again.
+those sentences it has seen. The held-out phrasings were known while the others were written, and
+phrasings like those it failed on were added to the training.
+`python scripts/train_tiny_model.py --evaluate-only` measures the file again.
 
 ## What it knows
 
@@ -69,10 +74,10 @@ a serving system, and for nothing else.
 
 ## Recipe
 
-`python scripts/train_tiny_model.py --steps {recipe.steps} --seed {recipe.seed}`: a script writes the
+`python scripts/train_tiny_model.py --steps N`, and for a second go `--resume`: a script writes the
 corpus from its seed (no text of anybody's is in it), trains the tokenizer, then the network from
-scratch: {outcome.steps:,} steps of at most {recipe.tokens} tokens, {outcome.tokens / 1e6:.1f} million
-tokens in all, AdamW, peak rate {recipe.peak_rate}, cosine to zero, loss on the answers and on plain
+scratch: {goes} of at most {recipe.tokens} tokens, {outcome.tokens / 1e6:.1f} million
+tokens in all, AdamW, peak rate {recipe.peak_rate} in the last go, cosine to zero, loss on the answers and on plain
 statements only. It took {outcome.minutes:.0f} minutes on a CPU. Weights start at random, but with
 attention heads that already look back and match (`scripts/tiny_model/wiring.py`); drills of looking
 back come early in the corpus.

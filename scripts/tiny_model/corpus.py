@@ -17,10 +17,9 @@ from tiny_model.frames import STORY_HELD_OUT, STORY_TRAIN, carelessly
 _TOPIC_WEIGHTS = {"days and months": 1.0, "opposites": 1.5, "countries": 1.2, "capitals": 1.2, "smalltalk": 1.2}
 _TASK_WEIGHTS = {"sums": 2.2, "differences": 1.3, "counting": 1.0, "repeating": 2.5}
 _TEXT_WEIGHT = 1.5
-_SHORT_STORY_WEIGHT = 5.0
-_LONG_STORY_WEIGHT = 0.5
+_SHORT_STORY_WEIGHT = 6.0
+_LONG_STORY_WEIGHT = 1.0
 # Shares of drills among the first documents, and later.
-_EARLY = 6_000
 _DRILLS_EARLY = 0.6
 _DRILLS_LATE = 0.06
 
@@ -28,12 +27,17 @@ Exchange = tuple[Turn, Turn]
 _Fact = phrasings.Topic | tasks.Task
 
 
-def documents(seed: int) -> Iterator[Document]:
-    """The training stream; it never ends, and never holds a held-out phrasing."""
+def documents(seed: int, early: int = 6_000) -> Iterator[Document]:
+    """The training stream; it never ends, and never holds a held-out phrasing.
+
+    Args:
+        seed: of everything drawn.
+        early: documents at the beginning of which most are drills.
+    """
     rng = random.Random(seed)
     makers, weights = zip(*_makers(), strict=True)
     for number in itertools.count():
-        drilled = rng.random() < (_DRILLS_EARLY if number < _EARLY else _DRILLS_LATE)
+        drilled = rng.random() < (_DRILLS_EARLY if number < early else _DRILLS_LATE)
         yield drills.drill(rng) if drilled else rng.choices(makers, weights)[0](rng)
 
 
@@ -162,15 +166,12 @@ def _story_chat(rng: random.Random, name: str, story: stories.Story) -> Document
 
 
 def _text(rng: random.Random) -> Document:
-    """Plain text: a few statements, or a story without questions."""
+    """Plain text: a statement, or a story without questions."""
     if rng.random() < 0.1:
         return Document("plain statements", text=stories.short_story(rng).text)
-    lines = []
-    for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        topic = rng.choice((*phrasings.TOPICS, *phrasings.TOPICS, tasks.SUMS, tasks.DIFFERENCES, tasks.COUNTING))
-        row = topic.draw(rng) if isinstance(topic, tasks.Task) else rng.choice(topic.rows)
-        lines.append(_statement(topic.statement, row).replace("|", ""))
-    return Document("plain statements", text=" ".join(lines))
+    topic = rng.choice((*phrasings.TOPICS, *phrasings.TOPICS, tasks.SUMS, tasks.DIFFERENCES, tasks.COUNTING))
+    row = topic.draw(rng) if isinstance(topic, tasks.Task) else rng.choice(topic.rows)
+    return Document("plain statements", text=_statement(topic.statement, row).replace("|", ""))
 
 
 def _statement(form: str, row: tuple[str, ...]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -10,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from tiny_model.tokenizer import BEGIN, CONTEXT, END
+from tiny_model.training import Outcome
 from tiny_model.wiring import wire
 
 
@@ -35,8 +38,15 @@ def new_network(tokenizer: Tokenizer, seed: int) -> LlamaForCausalLM:
     return network
 
 
-def save_network(network: LlamaForCausalLM, directory: Path) -> None:
-    """Write config.json, generation_config.json and model.safetensors, weights in bfloat16."""
+def save_network(network: LlamaForCausalLM, directory: Path, trained: Sequence[Outcome]) -> None:
+    """Write config.json, generation_config.json and model.safetensors, weights in bfloat16.
+
+    Args:
+        network: what to save.
+        directory: where to.
+        trained: its trainings, which config.json keeps under "trainings".
+    """
+    network.config.trainings = [asdict(training) for training in trained]
     stored = copy.deepcopy(network).to(torch.bfloat16)
     stored.generation_config = GenerationConfig(
         do_sample=False,
@@ -53,3 +63,8 @@ def save_network(network: LlamaForCausalLM, directory: Path) -> None:
 def load_network(directory: Path) -> LlamaForCausalLM:
     """The saved network in float32, ready to answer."""
     return LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32, use_safetensors=True).eval()
+
+
+def trainings(network: LlamaForCausalLM) -> list[Outcome]:
+    """The trainings a saved network has had."""
+    return [Outcome(**training) for training in network.config.trainings]

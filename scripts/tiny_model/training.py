@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -29,9 +30,10 @@ class Recipe:
         weight_decay: of the matrices.
         clip: norm gradients are cut to.
         seed: of weights and corpus.
+        early: documents at the beginning of which most are drills.
     """
 
-    steps: int = 3300
+    steps: int = 4400
     minutes: float = 30.0
     tokens: int = 1536
     peak_rate: float = 2.5e-3
@@ -39,6 +41,7 @@ class Recipe:
     weight_decay: float = 0.1
     clip: float = 1.0
     seed: int = 0
+    early: int = 6_000
 
     def rate(self, progress: float) -> float:
         """Learning rate after a share of the training, 0 to 1."""
@@ -51,16 +54,25 @@ class Recipe:
 class Outcome:
     """What a training was: updates made, tokens read, wall-clock time."""
 
-    steps: int
-    tokens: int
-    minutes: float
+    steps: int = 0
+    tokens: int = 0
+    minutes: float = 0.0
+
+    def __add__(self, other: Outcome) -> Outcome:
+        """Both trainings, one after the other."""
+        return Outcome(self.steps + other.steps, self.tokens + other.tokens, round(self.minutes + other.minutes, 1))
+
+
+def resumed(recipe: Recipe) -> Recipe:
+    """The recipe for going on with a trained network: other documents, gentler steps, drills only as later on."""
+    return dataclasses.replace(recipe, seed=recipe.seed + 1, peak_rate=1.5e-3, early=0)
 
 
 def train(
     network: LlamaForCausalLM,
     tokenizer: Tokenizer,
     recipe: Recipe,
-    save: Callable[[], None],
+    save: Callable[[Outcome], None],
     save_every: int = 200,
 ) -> Outcome:
     """Train the network in place; Ctrl-C ends the training early, with what was learned so far.
@@ -69,13 +81,17 @@ def train(
         network: with fresh weights.
         tokenizer: of the corpus.
         recipe: how.
-        save: called every `save_every` steps.
+        save: called every `save_every` steps with what the training was so far.
         save_every: steps between two checkpoints.
     """
     optimizer = _optimizer(network, recipe)
-    stream = batches(tokenizer, recipe.seed, recipe.tokens)
+    stream = batches(tokenizer, recipe.seed, recipe.tokens, recipe.early)
     start = time.monotonic()
     step = tokens = 0
+
+    def so_far() -> Outcome:
+        return Outcome(step, tokens, round((time.monotonic() - start) / 60, 1))
+
     columns = (
         TextColumn("training"),
         BarColumn(),
@@ -99,12 +115,12 @@ def train(
                     bar.console.print(
                         f"step {step}: loss {loss:.4f}, {tokens / (time.monotonic() - start):.0f} tokens/s"
                     )
-                    save()
+                    save(so_far())
             bar.update(task, completed=1.0)
     except KeyboardInterrupt:
         print("stopped early")
-    save()
-    return Outcome(step, tokens, (time.monotonic() - start) / 60)
+    save(so_far())
+    return so_far()
 
 
 def _optimizer(network: LlamaForCausalLM, recipe: Recipe) -> torch.optim.Optimizer:
