@@ -103,13 +103,23 @@ REFUSED: dict[str, dict[str, Any]] = {
     "bloom": {"n_layer": 2, "n_head": 4},
     "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "expand": 2},
     "t5": {"d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4},
+    "phi3-longrope": {
+        "original_max_position_embeddings": 64,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 8,
+            "long_factor": [4.0] * 8,
+            "original_max_position_embeddings": 64,
+        },
+    },
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
 }
 """Families that cannot be served: own attention, recurrent state, encoder-decoder."""
 
 
 def build(family: str, directory: Path, seed: int = 0) -> Path:
-    """Write a random model of a family and a byte tokenizer.
+    """Write a random model of a family, or of a variant of it (phi3-longrope), and a byte tokenizer.
 
     Returns:
         The directory.
@@ -119,7 +129,9 @@ def build(family: str, directory: Path, seed: int = 0) -> Path:
 
     entries = {key: value for key, value in _BASE.items() if key not in _OWN_NAMES.get(family, ())}
     entries |= FAMILIES.get(family) or REFUSED.get(family) or {}
-    config = AutoConfig.for_model(family, **entries, bos_token_id=None, eos_token_id=0, pad_token_id=None)
+    config = AutoConfig.for_model(
+        family.partition("-")[0], **entries, bos_token_id=None, eos_token_id=0, pad_token_id=None
+    )
     torch.manual_seed(seed)
     factory = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model = factory.from_config(config, dtype=torch.float32)

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from baton.internal.v1 import response_cache_pb2_grpc
+from baton.rpc.breaker import Breaker
 from baton.rpc.service import Runtime
-from baton_cache.breaker import Breaker
 from baton_cache.servicer import Limits, ResponseCacheServicer
 from baton_cache.settings import CacheSettings
 from baton_cache.store import Store

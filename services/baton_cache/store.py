@@ -15,7 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from baton_cache.breaker import Breaker
+from baton.rpc.breaker import Breaker
 from baton_cache.metrics import BREAKER_OPEN, REDIS_FAILURES, REDIS_SECONDS
 
 log = logging.getLogger(__name__)

@@ -4,8 +4,8 @@
 2. The engine reserves a KV slot for it (admission). Until then it queues; when it holds one, `Accepted` goes out.
 3. A short prompt is computed here. A longer one is fetched from the first prefill candidate: its first token is
    streamed the moment it comes, its KV is written straight into the slot, verified, and committed.
-4. If the prefill service is lost on the way, the slot is given up and the loop starts again with the next candidate, or
-   here when none is left; tokens already streamed count as part of the prompt, so nothing repeats.
+4. If the prefill service is lost on the way, the next candidate fills the same slot, or this worker when none is left;
+   a token already streamed counts as part of the prompt, so nothing repeats.
 5. The engine decodes it in the running batch; tokens become text, stop strings end it, messages go to the router.
 6. `Finished` says how it went. Whatever way the call ends, leaving the `async with` frees the slot: here and nowhere
    else.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -71,37 +71,39 @@ class DecodeServicer(decode_pb2_grpc.DecodeServicer):
         run = Run(self._tokenizer, request)
         current_request_id.set(request.request_id)
         self._check(request, run)
-        candidates = deque(request.prefill_candidates)
         with self._calls.track(request.request_id):
-            accepted = False
-            while not run.answer.finished:
-                try:
-                    async with self._engine.request(run.submit()) as handle:
-                        slot = await run.reserve(handle)
-                        if not accepted:
-                            accepted = True
-                            yield decode_pb2.GenerateResponse(
-                                accepted=decode_pb2.Accepted(
-                                    incarnation=self._engine.incarnation, timing=run.timeline.timing()
-                                )
-                            )
-                        if candidates and len(run.token_ids) > self._local_prefill_tokens:
-                            target = candidates.popleft()
-                            fetching = self._fetch(run, handle, slot, target, context.time_remaining())
-                            async with aclosing(fetching) as messages:
-                                async for message in messages:
-                                    yield message
-                        else:
-                            run.placement = inference_pb2.PLACEMENT_LOCAL
-                            handle.compute_here()
-                        async with aclosing(run.stream(handle)) as messages:
-                            async for message in messages:
-                                yield message
-                except PrefillLost as error:
-                    log.warning("prefill lost: %s", error, extra={"request_id": request.request_id})
-                except EngineDied as error:
-                    raise WorkerLost(str(error)) from error
+            try:
+                async with self._engine.request(run.submit()) as handle:
+                    slot = await run.reserve(handle)
+                    yield decode_pb2.GenerateResponse(accepted=decode_pb2.Accepted(timing=run.timeline.timing()))
+                    async with aclosing(self._fill(run, handle, slot, context.time_remaining)) as messages:
+                        async for message in messages:
+                            yield message
+                    async with aclosing(run.stream(handle)) as messages:
+                        async for message in messages:
+                            yield message
+            except EngineDied as error:
+                raise WorkerLost(str(error)) from error
         yield decode_pb2.GenerateResponse(finished=run.finished())
+
+    async def _fill(
+        self, run: Run, handle: RequestHandle, slot: int, remaining: Callable[[], float | None]
+    ) -> AsyncGenerator[decode_pb2.GenerateResponse, None]:
+        """Get the KV into the slot: from the first prefill worker that lives to give all of it, else computed here."""
+        candidates = deque(run.request.prefill_candidates)
+        while candidates and len(run.token_ids) > self._local_prefill_tokens and not run.answer.finished:
+            target = candidates.popleft()
+            try:
+                async with aclosing(self._fetch(run, handle, slot, target, remaining())) as messages:
+                    async for message in messages:
+                        yield message
+                return
+            except PrefillLost as error:
+                # The slot stays ours; what was written into it so far counts for nothing.
+                log.warning("prefill lost: %s", error, extra={"request_id": run.request.request_id})
+        if not run.answer.finished:
+            run.placement = inference_pb2.PLACEMENT_LOCAL
+            handle.compute_here(run.generated)
 
     async def _fetch(
         self, run: Run, handle: RequestHandle, slot: int, target: str, timeout: float | None
@@ -130,7 +132,7 @@ class DecodeServicer(decode_pb2_grpc.DecodeServicer):
                             raise PrefillLost(f"{target} sent no first token")
                         else:
                             run.transport = inference_pb2.TRANSPORT_GRPC
-                            handle.commit(first.token_id)
+                            handle.commit(run.generated)
             finally:
                 run.timeline.hidden_transfer_ns += handoff.hidden_ns
                 span.set(handoff.attributes())
@@ -155,11 +157,17 @@ class Run:
         self.timeline = Timeline(ledger_pb2.HOP_DECODE)
         self.request = request
         self.answer = Answer(tokenizer, request)
+        self._delivered = len(self.answer.token_ids)
         self.placement = inference_pb2.PLACEMENT_UNSPECIFIED
         self.transport = inference_pb2.TRANSPORT_UNSPECIFIED
         self.preemptions = 0
         self._sampling = engine_sampling(request.sampling)
         self._told_ns = 0  # when the router last got this tier's account
+
+    @property
+    def generated(self) -> list[int]:
+        """Tokens generated since the engine got the request."""
+        return self.answer.token_ids[self._delivered :]
 
     @property
     def token_ids(self) -> list[int]:

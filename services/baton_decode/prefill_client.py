@@ -13,10 +13,9 @@ from prometheus_client import Counter, Histogram
 
 from baton.engine.client import EngineClient
 from baton.handoff.receiver import KvReceiver
-from baton.handoff.wire import WIRE_VERSION, layer_table
+from baton.handoff.wire import WIRE_VERSION, HandoffCorrupt, layer_table
 from baton.internal.v1 import decode_pb2, kv_pb2, prefill_pb2, prefill_pb2_grpc
 from baton.rpc.channel import ChannelPool
-from baton.rpc.errors import HandoffCorrupt
 from baton.telemetry.tracing import Attribute
 
 log = logging.getLogger(__name__)
@@ -38,6 +37,7 @@ class Handoff:
     accepted_ns: int = 0
     first_chunk_ns: int = 0
     first_token_ns: int = 0
+    sending_ns: int = 0  # the sender spent on KV before the first token
     behind_ns: int = 0  # of the wait for the first token, that it spent behind KV on the way
     done_ns: int = 0
     chunks: int = 0
@@ -46,22 +46,23 @@ class Handoff:
     @property
     def hidden_ns(self) -> int:
         """Time in which KV moved while the prompt was still being computed."""
-        whole = self.first_token_ns - self.first_chunk_ns if self.first_chunk_ns else 0
-        return max(0, whole - self.behind_ns)
+        return self.sending_ns
 
     @property
     def exposed_ns(self) -> int:
         """Time the request waited for bytes: its first token behind them, and itself from then to the last one."""
         return self.behind_ns + (max(0, self.done_ns - self.first_token_ns) if self.done_ns else 0)
 
-    def first_token(self, since_accepted_ns: int) -> None:
-        """The first token is here; by the sender's clock it was sampled so long after the call was accepted.
+    def first_token(self, token: prefill_pb2.FirstToken) -> None:
+        """The first token is here.
 
-        Both messages took the same way, so what lies between them here beyond that is waiting in line.
+        It says how long after PrefillAccepted it was sampled, by the sender's clock. Both messages took the same way,
+        so what lies between them here beyond that is waiting in line.
         """
+        self.sending_ns = token.sending_ns
         self.first_token_ns = time.monotonic_ns()
         if self.first_chunk_ns and self.accepted_ns:
-            self.behind_ns = max(0, self.first_token_ns - self.accepted_ns - since_accepted_ns)
+            self.behind_ns = max(0, self.first_token_ns - self.accepted_ns - token.since_accepted_ns)
 
     def attributes(self) -> dict[str, Attribute]:
         """For its span."""
@@ -145,7 +146,7 @@ class PrefillClient:
                             credits.put_nowait(receiver.accept(message.chunk))
                             handoff.chunks += 1
                         case "first_token":
-                            handoff.first_token(message.first_token.since_accepted_ns)
+                            handoff.first_token(message.first_token)
                             yield message.first_token
                             if message.first_token.finish_reason:
                                 HANDOFFS.labels("not_needed").inc()

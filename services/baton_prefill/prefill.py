@@ -75,15 +75,13 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
         with self._calls.track(start.request_id):
             async with self._engine.request(submit) as handle:
                 accepted_ns = time.monotonic_ns()
-                sender.control(
-                    prefill_pb2.PrefillResponse(
-                        accepted=prefill_pb2.PrefillAccepted(incarnation=self._engine.incarnation)
-                    )
-                )
+                sender.control(prefill_pb2.PrefillResponse(accepted=prefill_pb2.PrefillAccepted()))
                 feeding = [
                     asyncio.create_task(_feed(handle, sender, timeline, accepted_ns)),
                     asyncio.create_task(_take_credits(request_iterator, sender)),
                 ]
+                for task in feeding:
+                    task.add_done_callback(sender.fail_with)  # or an unexpected error would leave the caller waiting
                 try:
                     with tracing.phase("kv send", {"baton.transport": "grpc"}) as span:
                         async for message in sender.messages():
@@ -98,9 +96,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
                     await asyncio.gather(*feeding, return_exceptions=True)
         digest = sender.digest
         yield prefill_pb2.PrefillResponse(
-            done=prefill_pb2.Done(
-                chunks=digest.chunks, bytes=digest.bytes, checksum=digest.value(), timing=timeline.timing()
-            )
+            done=prefill_pb2.Done(chunks=digest.chunks, bytes=digest.bytes, checksum=digest.value())
         )
 
     async def _receive_start(self, requests: AsyncIterator[prefill_pb2.PrefillRequest]) -> prefill_pb2.Start:
@@ -154,6 +150,7 @@ async def _feed(handle: RequestHandle, sender: KvSender, timeline: Timeline, acc
                     token_id=event.token_ids[0],
                     timing=timeline.timing(),
                     since_accepted_ns=time.monotonic_ns() - accepted_ns,
+                    sending_ns=sender.sending_ns,
                 )
                 if event.finish_reason is not None:
                     # The answer is one token long: nobody will read the KV.

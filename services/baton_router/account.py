@@ -15,30 +15,37 @@ class Account:
     again: so the first is booked into a timeline of its own.
     """
 
-    __slots__ = ("_first", "_first_token", "_total")
+    __slots__ = ("_first", "_first_known", "_first_token", "_total")
 
     def __init__(self) -> None:
         self._total = Timeline(ledger_pb2.HOP_ROUTER)
         self._first = Timeline(ledger_pb2.HOP_ROUTER)
+        self._first_known = False
         self._first_token: ledger_pb2.Partition | None = None
 
     def enter(self, kind: ledger_pb2.Kind.ValueType, hop: ledger_pb2.Hop.ValueType | None = None) -> None:
         """From now on the request is in this state."""
         self._total.enter(kind, hop)
-        if self._first_token is None:
+        if not self._first_known:
             self._first.enter(kind, hop)
 
     def book(self, callee: ledger_pb2.Hop.ValueType, timing: timing_pb2.HopTiming) -> None:
         """Book the account of a call that is over."""
         self._total.book(callee, timing)
-        if self._first_token is None:
+        if not self._first_known:
             self._first.book(callee, timing)
 
     def first_token(self, timing: timing_pb2.HopTiming | None = None) -> None:
-        """The first token is here, with decode's account until then. Later calls do nothing."""
-        if self._first_token is None:
+        """The first token is here, with decode's account until then, and waits for the client. Later: nothing."""
+        if not self._first_known:
+            self._first_known = True
             if timing is not None:
                 self._first.book(ledger_pb2.HOP_DECODE, timing)
+            self._first.enter(ledger_pb2.KIND_STALL)
+
+    def handed_over(self) -> None:
+        """A token goes to the transport: with the first one its partition ends. Later calls do nothing."""
+        if self._first_known and self._first_token is None:
             self._first_token = self._first.partition()
 
     def ledger(self) -> ledger_pb2.LatencyLedger:

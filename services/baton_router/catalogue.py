@@ -15,6 +15,8 @@ from baton_router.settings import RouterSettings
 from baton_router.validate import Limits, check_bytes, check_ids, check_messages, check_model
 from baton_router.workers import WorkerView
 
+_INLINE_IDS = 4096  # more take so long to decode that other streams would feel it
+
 
 @dataclass(frozen=True, slots=True)
 class Serving:
@@ -112,7 +114,7 @@ class Catalogue:
                 raise InvalidArgument("input", "must be text or conversation")
         return inference_pb2.TokenizeResponse(token_ids=rendered.token_ids, rendered=rendered.text)
 
-    def detokenize(self, request: inference_pb2.DetokenizeRequest) -> inference_pb2.DetokenizeResponse:
+    async def detokenize(self, request: inference_pb2.DetokenizeRequest) -> inference_pb2.DetokenizeResponse:
         """Detokenize. Raises InvalidArgument or ModelNotFound."""
         limits = self.now().limits
         check_model(request.model, "model", limits)
@@ -120,4 +122,8 @@ class Catalogue:
             raise InvalidArgument("token_ids", f"must be at most {limits.max_prompt_bytes}")
         check_ids(request.token_ids, "token_ids", limits)
         skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
-        return inference_pb2.DetokenizeResponse(text=self._model.tokenizer.decode(list(request.token_ids), skip))
+        token_ids = list(request.token_ids)
+        if len(token_ids) <= _INLINE_IDS:
+            return inference_pb2.DetokenizeResponse(text=self._model.tokenizer.decode(token_ids, skip))
+        text = await asyncio.to_thread(self._model.tokenizer.decode, token_ids, skip)
+        return inference_pb2.DetokenizeResponse(text=text)

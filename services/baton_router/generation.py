@@ -78,6 +78,7 @@ class Generation:
         self._delivered = list(request.delivered)
         self._failed: set[str] = set()  # incarnations
         self._last_loss: AttemptLost | None = None
+        self._broke = 0  # workers that this request may have broken
         self.finished: decode_pb2.Finished | None = None
         self.migrations = 0
 
@@ -133,7 +134,7 @@ class Generation:
             worker = view.worker("decode", candidate) if candidate else None
             if worker is not None:
                 return worker
-            waits = self._last_loss is None or self._last_loss.loss is Loss.GONE
+            waits = self._last_loss is None or self._last_loss.loss in (Loss.GONE, Loss.CRASHED)
             if not waits or loop.time() >= end:
                 raise no_worker_left(self._last_loss)
             self._account.enter(ledger_pb2.KIND_QUEUE)
@@ -158,9 +159,11 @@ class Generation:
         return left - min(self._tier.deadline_margin_seconds, left / 2)
 
     def _give_up_on(self, worker: Worker, lost: AttemptLost, accepted: bool) -> None:
-        if self._last_loss is not None and self._last_loss.loss is lost.loss is Loss.BROKEN:
-            # What breaks two workers will break the next.
-            raise no_worker_left(lost) from lost
+        if lost.loss in (Loss.BROKEN, Loss.CRASHED):
+            self._broke += 1
+            if self._broke == 2:
+                # What breaks two workers will break the next.
+                raise no_worker_left(lost) from lost
         self._failed.add(worker.state.incarnation)
         self._last_loss = lost
         if accepted:

@@ -110,7 +110,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
     ) -> inference_pb2.DetokenizeResponse:
         """Text of token ids."""
         adopt_request_id(context)
-        return self._catalogue.detokenize(request)
+        return await self._catalogue.detokenize(request)
 
     async def ListModels(
         self, request: inference_pb2.ListModelsRequest, context: Context
@@ -160,6 +160,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
                     account.first_token()
                     account.enter(ledger_pb2.KIND_STALL)
                     record.chunk(len(chunk.token_ids))
+                    account.handed_over()
                     yield chunk
                 account.enter(ledger_pb2.KIND_OVERHEAD)
                 summary.finish_reason = cached.finish_reason
@@ -173,6 +174,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
                     async for chunk in chunks:
                         answer.take(chunk)
                         record.chunk(len(chunk.token_ids))
+                        account.handed_over()
                         yield chunk
                 self._conclude(generation, summary)
                 if self._cache.enabled and may_write(resolved):
@@ -238,6 +240,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         summary.prefill_placement = finished.prefill_placement
         summary.transport = finished.transport
         summary.migrations = generation.migrations
+        summary.preemptions = finished.preemptions
 
     @contextmanager
     def _trailers(self, record: Record, context: Context) -> Iterator[None]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
 
 from baton.internal.v1 import response_cache_pb2, response_cache_pb2_grpc
+from baton.rpc.breaker import Breaker
 from baton.rpc.channel import ChannelPool
 from baton.v1 import inference_pb2, sampling_pb2
 from baton_router.metrics import CACHE_FAILURES
@@ -52,42 +52,6 @@ def cache_key(
     )
 
 
-class Breaker:
-    """Stops asking a service that keeps failing, and tries again now and then.
-
-    Args:
-        failures: in a row until it opens.
-        pause: seconds it stays open before one call is let through.
-        now: clock, seconds.
-    """
-
-    def __init__(self, failures: int = 3, pause: float = 1.0, now: Callable[[], float] = time.monotonic) -> None:
-        self._limit = failures
-        self._pause = pause
-        self._now = now
-        self._failures = 0
-        self._closed_from = 0.0
-
-    def allows(self) -> bool:
-        """Whether to call. While open, one caller per pause is let through."""
-        if self._failures < self._limit:
-            return True
-        if self._now() < self._closed_from:
-            return False
-        self._closed_from = self._now() + self._pause
-        return True
-
-    def worked(self) -> None:
-        """A call succeeded."""
-        self._failures = 0
-
-    def failed(self) -> None:
-        """A call failed."""
-        self._failures += 1
-        if self._failures >= self._limit:
-            self._closed_from = self._now() + self._pause
-
-
 class ResponseCache:
     """Client of the cache service.
 
@@ -101,7 +65,7 @@ class ResponseCache:
         self._channels = channels
         self._target = target
         self._timeout = timeout
-        self._breaker = Breaker()
+        self._breaker = Breaker(failures=3, pause_seconds=1.0)
         self._fills: asyncio.TaskGroup | None = None
         self._filling = 0
 

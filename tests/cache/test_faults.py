@@ -16,7 +16,7 @@ import redis
 
 from baton.cli.redis_server import EmbeddedRedis
 from baton.internal.v1 import response_cache_pb2
-from baton_cache.breaker import Breaker
+from baton.rpc.breaker import Breaker
 from baton_cache.settings import CacheSettings
 from tests.cache.conftest import Cache, an_answer, cache_key, eventually, running_cache
 

@@ -53,7 +53,7 @@ def test_other_ways_to_print_print_the_same(server: ScriptedServer, flag: str) -
 def test_explain_shows_every_part_of_the_ledger(server: ScriptedServer) -> None:
     _, _, err = run(server, "generate", "Once", "--explain")
     assert "whole request: 10.0 ms" in err
-    for words in (("router", "tokenize", "0.50", "5.0%"), ("compute", "7.90", "79.0%"), ("unattributed", "0.10")):
+    for words in (("router", "tokenize", "0.50", "5.0%"), ("compute", "7.90", "79.0%"), ("residual", "0.10")):
         assert any(all(word in line for word in words) for line in err.splitlines()), words
     assert "0.30 ms of KV transfer hidden" in err
 

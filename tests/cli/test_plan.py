@@ -34,7 +34,7 @@ def test_engine_flags_go_to_both_tiers_only() -> None:
         assert flags["--dtype"] == "bfloat16"
         assert (flags["--model"], flags["--model-name"]) == ("/models/pet", "pet")
         assert flags["--listen"] == "127.0.0.1:0"
-    assert "--dtype" not in PLAN.cache_arguments("redis://here")
+    assert "--dtype" not in PLAN.cache_arguments()
 
 
 def test_router_learns_all_targets() -> None:

@@ -116,6 +116,6 @@ async def test_bit_equal(family: str, dtype: KvDtype, tmp_path: Path) -> None:
         first = await receive(mesh.tier("prefill")[0].address, other, reserved.slot, prompt)
         assert [first] == single.tokens(Role.PREFILL)
         assert other.kv(reserved.slot, len(prompt)) == expected_kv
-        other.engine.handle(Commit(Role.RECEIVE.value, first))
+        other.engine.handle(Commit(Role.RECEIVE.value, [first]))
         other.run()
         assert [first, *other.tokens(Role.RECEIVE)] == single.tokens(Role.GENERATE)

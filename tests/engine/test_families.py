@@ -89,6 +89,7 @@ REASONS = {
     "bloom": "BloomForCausalLM does not let its attention be replaced",
     "mamba2": "mamba2 has linear_attention layers, whose state is not cached",
     "t5": "t5 is an encoder-decoder; only decoders are served",
+    "phi3-longrope": "longrope position embeddings change with the longest request of a batch",
     "lfm2": "lfm2 has conv layers, whose state is not cached",
 }
 

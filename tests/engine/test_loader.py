@@ -33,7 +33,7 @@ def test_code_from_the_directory_is_refused(copied: Path, name: str) -> None:
     canary = copied / "ran"
     (copied / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass Evil: pass\n")
     edit(copied / name, auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"})
-    with pytest.raises(UnsupportedModel, match=f"{name}: auto_map asks for code"):
+    with pytest.raises(UnsupportedModel, match=f"{name}: auto_map asks for code from elsewhere"):
         load(EngineConfig(model=copied))
     assert not canary.exists()
 
@@ -129,3 +129,16 @@ def test_tokenizers_have_a_digest_of_their_own(llama: Path, copied: Path) -> Non
     assert changed.tokenizer_digest != original.tokenizer_digest
     (copied / "tokenizer.json").unlink()
     assert load(EngineConfig(model=copied)).spec.tokenizer_digest == ""
+
+
+def test_kernels_named_by_a_model_are_refused(copied: Path) -> None:
+    edit(copied / "config.json", attn_implementation="somebody/kernel")
+    with pytest.raises(UnsupportedModel, match="attn_implementation asks for code"):
+        load(EngineConfig(model=copied))
+
+
+def test_other_end_tokens_are_another_model(copied: Path) -> None:
+    """Workers that end answers differently must not continue each other's, nor share cached ones."""
+    before = load(EngineConfig(model=copied)).spec.fingerprint
+    edit(copied / "generation_config.json", eos_token_id=[5, 6])
+    assert load(EngineConfig(model=copied)).spec.fingerprint != before

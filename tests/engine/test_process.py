@@ -309,6 +309,8 @@ async def main():
     submit = Submit(request_id="r", role=Role.GENERATE, token_ids=[5] * 30, num_prompt_tokens=30, sampling=sampling)
     async with client.request(submit) as handle:
         await handle.next()
+        if sys.argv[2] == "idle":
+            await asyncio.sleep(0.2)  # until all was said and read
         print(client._process.pid, flush=True)
         await asyncio.sleep(60)
 

@@ -13,8 +13,8 @@ from baton.engine.layout import KvDtype, LayerSpec, PoolLayout
 from baton.handoff import wire
 from baton.handoff.receiver import KvReceiver
 from baton.handoff.sender import KvSender
+from baton.handoff.wire import HandoffCorrupt
 from baton.internal.v1 import kv_pb2, prefill_pb2
-from baton.rpc.errors import HandoffCorrupt
 
 LAYERS = (
     LayerSpec(key="0", heads=2, key_dim=8, value_dim=8),

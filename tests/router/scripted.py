@@ -124,7 +124,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer, decode_pb2_grpc.DecodeServi
         try:
             if self.fail is not None and self.fail_after == 0 and not self.finish_first:
                 await context.abort(self.fail, "scripted")
-            yield decode_pb2.GenerateResponse(accepted=decode_pb2.Accepted(incarnation=self.state.incarnation))
+            yield decode_pb2.GenerateResponse(accepted=decode_pb2.Accepted())
             first = len(request.delivered_token_ids)
             for i in range(first, request.sampling.max_tokens):
                 if self.hang_after is not None and i - first >= self.hang_after:

@@ -10,8 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 
+from baton.rpc.breaker import Breaker
 from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
-from baton_router.response_cache import Breaker
 from tests.router.conftest import Router, eventually, running_router
 from tests.router.scripted import ScriptedCache, ScriptedWorker, token_at
 from tests.router.test_stream import collect, entries
@@ -137,7 +137,7 @@ async def test_incomplete_answers_are_not_stored(
 
 def test_breaker() -> None:
     now = 0.0
-    breaker = Breaker(failures=2, pause=1.0, now=lambda: now)
+    breaker = Breaker(failures=2, pause_seconds=1.0, now=lambda: now)
     breaker.failed()
     assert breaker.allows()
     breaker.failed()

@@ -53,9 +53,9 @@ class Plan:
             *((f"decode-{index}", "decode") for index in range(self.decode)),
         ]
 
-    def cache_arguments(self, redis_url: str) -> list[str]:
-        """Flags of the cache service."""
-        return [*self._common("127.0.0.1:0"), "--redis-url", redis_url, *self.extra.get("cache", ())]
+    def cache_arguments(self) -> list[str]:
+        """Flags of the cache service. Not Redis' URL: it may hold a password, and anyone can read flags."""
+        return [*self._common("127.0.0.1:0"), *self.extra.get("cache", ())]
 
     def worker_arguments(self, service: str) -> list[str]:
         """Flags of a prefill or decode worker."""

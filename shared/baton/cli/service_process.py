@@ -80,9 +80,10 @@ class ServiceProcess:
         """Started and not ended."""
         return self._process is not None and self._process.returncode is None
 
-    def set_arguments(self, arguments: Sequence[str]) -> None:
-        """Its flags, where they were not known from the start."""
+    def set_arguments(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        """Its flags, and more variables, where they were not known from the start."""
         assert self._process is None
+        self._environment = {**self._environment, **(environment or {})}
         self._arguments = [*arguments, "--ready-file", str(self._ready_file)]
 
     async def start(self) -> int:

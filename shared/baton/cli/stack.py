@@ -133,7 +133,9 @@ class Stack:
             redis = await asyncio.shield(self._redis)
             self._guard.watch(redis.pid)
             redis_url = redis.url
-        self.cache.set_arguments(self._plan.cache_arguments(await self._seen("redis", redis_url)))
+        self.cache.set_arguments(
+            self._plan.cache_arguments(), {"BATON_REDIS_URL": await self._seen("redis", redis_url)}
+        )
         behind = [self.cache, *self.workers]
         for service in behind:
             self._guard.watch(await service.start())
@@ -153,7 +155,7 @@ class Stack:
             version=__version__,
             router=_grpc(self.router),
             model=self._plan.served_name,
-            redis=redis_url,
+            redis=_without_user(redis_url),
             pid=os.getpid(),
             services=tuple(address for address in addresses if address is not None),
         )
@@ -190,6 +192,12 @@ class Stack:
 def _grpc(service: ServiceProcess) -> str:
     assert service.address is not None
     return service.address.grpc
+
+
+def _without_user(url: str) -> str:
+    """A Redis URL as it may be shown: without user and password."""
+    scheme, separator, rest = url.partition("://")
+    return scheme + separator + rest.rpartition("@")[2]
 
 
 def _start_redis() -> EmbeddedRedis:

@@ -42,7 +42,9 @@ def up(
     listen: Annotated[
         str, typer.Option(help="Where the router listens; port 0 takes a free one.", metavar="HOST:PORT")
     ] = DEFAULT_TARGET,
-    redis_url: Annotated[str, typer.Option(help="Redis to use.", show_default="an embedded one")] = "",
+    redis_url: Annotated[
+        str, typer.Option(envvar="BATON_REDIS_URL", help="Redis to use.", show_default="an embedded one")
+    ] = "",
     dtype: Annotated[str | None, typer.Option(help="Element type of weights and KV: float32 or bfloat16.")] = None,
     device: Annotated[str | None, typer.Option(help="Where the model runs; cpu is what there is so far.")] = None,
     num_slots: Annotated[int | None, typer.Option(help="Requests that can hold KV at once, per worker.")] = None,

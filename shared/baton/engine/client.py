@@ -10,7 +10,7 @@ import secrets
 import socket
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -70,13 +70,13 @@ class RequestHandle:
             await self._changed.wait()
         return self._events.popleft()
 
-    def commit(self, token_id: int) -> None:
-        """All KV lies in the slot, and `token_id` follows it."""
-        self._client.send(Commit(self._id, token_id))
+    def commit(self, token_ids: Sequence[int]) -> None:
+        """The slot holds the KV of all tokens before the last of `token_ids`, which were generated elsewhere."""
+        self._client.send(Commit(self._id, list(token_ids)))
 
-    def compute_here(self) -> None:
-        """Prefill in the reserved slot."""
-        self._client.send(ComputeHere(self._id))
+    def compute_here(self, token_ids: Sequence[int] = ()) -> None:
+        """Compute in the reserved slot; `token_ids` were generated elsewhere already."""
+        self._client.send(ComputeHere(self._id, list(token_ids)))
 
     def push(self, event: RequestEvent) -> None:
         """Called by the client's reader."""
@@ -96,6 +96,7 @@ class EngineClient:
         layout: of its KV pool.
         memory: the pool's bytes, shared with the engine.
         capacity_tokens: KV tokens of all requests together.
+        max_context: tokens of one request, prompt and output.
         incarnation: random id of this engine process.
         on_report: called with every StepReport.
     """
@@ -113,6 +114,7 @@ class EngineClient:
         self.layout = ready.layout
         self.memory = memoryview(memory)
         self.capacity_tokens = ready.capacity_tokens
+        self.max_context = ready.max_context
         self.incarnation = secrets.token_hex(8)
         self.on_report: list[Callable[[StepReport], None]] = []
         self._process = process
@@ -123,7 +125,8 @@ class EngineClient:
         self._inspections: dict[int, asyncio.Future[DebugState]] = {}
         self._numbers = itertools.count(1)
         self._dead = asyncio.Event()
-        self._epitaph = "the engine was stopped"
+        self._epitaph = ""
+        self._longest_step = 0.0  # seconds
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
@@ -163,7 +166,12 @@ class EngineClient:
         except BaseException as error:
             if writer is not None:
                 writer.close()
-            if process is not None and process.returncode is None:
+            # One whose end of the socket is closed ends by itself; to kill it would lose its status.
+            if (
+                process is not None
+                and process.returncode is None
+                and not isinstance(error, asyncio.IncompleteReadError)
+            ):
                 process.kill()
             status = await process.wait() if process is not None else None
             if isinstance(error, TimeoutError):
@@ -233,6 +241,25 @@ class EngineClient:
             raise EngineDied(self._epitaph)
         self._writer.write(frame(command_encoder.encode([command])))
 
+    async def check_alive(self, silence: float, interval: float = 0.5) -> None:
+        """Watch the engine until it is gone; one that does not answer any more is killed.
+
+        Between two steps it answers at once, so what is allowed is `silence` seconds or ten of its longest steps,
+        whichever is longer.
+        """
+        while not self.dead:
+            started = asyncio.get_running_loop().time()
+            asking = asyncio.create_task(self.inspect())
+            while not asking.done():
+                await asyncio.wait([asking], timeout=interval)
+                waited = asyncio.get_running_loop().time() - started
+                if not asking.done() and waited > max(silence, 10 * self._longest_step):
+                    self._epitaph = f"the engine said nothing for {waited:.1f} s and was killed"
+                    self._process.kill()
+                    await asyncio.wait([asking])
+            asking.exception()  # EngineDied: the loop ends with it
+            await asyncio.sleep(interval)
+
     async def wait_dead(self) -> None:
         """Until the engine is gone, for whatever reason."""
         await self._dead.wait()
@@ -257,12 +284,14 @@ class EngineClient:
                 for body in self._unframer.feed(data):
                     for event in event_decoder.decode(body):
                         self._dispatch(event)
-        except (ConnectionError, BrokenStream, msgspec.DecodeError) as error:
+        except ConnectionError:
+            pass  # the process ended before it had read everything; to kill it would lose its status
+        except (BrokenStream, msgspec.DecodeError) as error:
             self._epitaph = f"the engine's events broke off: {error}"
             self._process.kill()
         status = await self._process.wait()
-        if status:
-            self._epitaph = f"the engine process ended with status {status}"
+        if not self._epitaph:
+            self._epitaph = f"the engine process ended with status {status}" if status else "the engine was stopped"
         self._dead.set()
         for handle in self._handles.values():
             handle.wake()
@@ -273,6 +302,7 @@ class EngineClient:
     def _dispatch(self, event: Event) -> None:
         match event:
             case StepReport():
+                self._longest_step = max(self._longest_step, event.duration_ns / 1e9)
                 for listener in self.on_report:
                     listener(event)
             case DebugState():

@@ -97,7 +97,13 @@ class Engine:
 
     def ready(self, pid: int) -> Ready:
         """What a front must know to begin."""
-        return Ready(spec=self.spec, layout=self.layout, capacity_tokens=self.capacity_tokens, pid=pid)
+        return Ready(
+            spec=self.spec,
+            layout=self.layout,
+            capacity_tokens=self.capacity_tokens,
+            max_context=self.longest,
+            pid=pid,
+        )
 
     @property
     def has_work(self) -> bool:
@@ -191,11 +197,8 @@ class Engine:
             return FailureReason.INVALID, f"start_token {command.start_token} is not below {count}"
         if min(command.token_ids) < 0 or max(command.token_ids) >= self.spec.vocab_size:
             return FailureReason.INVALID, f"a token id is outside the vocabulary of {self.spec.vocab_size}"
-        fits = min(self.layout.slot_tokens, self.spec.max_context)
-        if count >= fits:
-            return FailureReason.INVALID, f"{count} tokens leave no room in a context of {fits}"
         if count >= self.longest:
-            return FailureReason.CAPACITY, f"{count} tokens do not fit KV memory for {self.capacity_tokens}"
+            return FailureReason.INVALID, f"{count} tokens leave no room in a context of {self.longest}"
         if command.request_id in self._requests:
             return FailureReason.INVALID, f"request {command.request_id} is already here"
         if len(self.scheduler.waiting) >= self._max_waiting:
@@ -206,13 +209,9 @@ class Engine:
         request = self._reserved(command.request_id)
         if request is None:
             return
-        if not 0 <= command.token_id < self.spec.vocab_size:
-            self._emit([self._fail(request, f"token id {command.token_id} is outside the vocabulary")])
+        if not self._continue(request, command.token_ids):
             return
-        request.computed = len(request.tokens)
-        request.tokens.append(command.token_id)
-        request.state = State.RUNNING
-        request.since_ns = self._clock()
+        request.computed = len(request.tokens) - 1
         if (reason := request.finish_reason(self.longest)) is not None:
             output = Output(
                 request_id=request.request_id, index=request.num_generated, token_ids=[], finish_reason=reason
@@ -223,8 +222,20 @@ class Engine:
     def _compute_here(self, command: ComputeHere) -> None:
         request = self._reserved(command.request_id)
         if request is not None:
-            request.state = State.RUNNING
-            request.since_ns = self._clock()
+            self._continue(request, command.token_ids)
+
+    def _continue(self, request: Request, token_ids: Sequence[int]) -> bool:
+        """A reserved request runs, after tokens generated elsewhere; False: they are impossible, and it failed."""
+        if any(not 0 <= token < self.spec.vocab_size for token in token_ids):
+            self._emit([self._fail(request, "a token id generated elsewhere is outside the vocabulary")])
+            return False
+        if len(request.tokens) + len(token_ids) > self.longest:
+            self._emit([self._fail(request, "more tokens were generated elsewhere than the context holds")])
+            return False
+        request.tokens += token_ids
+        request.state = State.RUNNING
+        request.since_ns = self._clock()
+        return True
 
     def _reserved(self, request_id: str) -> Request | None:
         request = self._requests.get(request_id)

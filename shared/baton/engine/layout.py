@@ -35,11 +35,11 @@ class LayerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What a service must know of a loaded model. `fingerprint` is equal exactly when KV caches are interchangeable."""
+    """What a service must know of a loaded model. `fingerprint` is equal exactly when workers are interchangeable."""
 
     name: str
     architecture: str
-    fingerprint: str  # hex digest over config, weight digests, dtype and rope parameters
+    fingerprint: str  # hex digest over configuration, weights, dtype and end-of-sequence tokens
     tokenizer_digest: str  # hex digest of tokenizer.json; empty when the directory has none
     vocab_size: int
     max_context: int  # tokens, prompt plus output

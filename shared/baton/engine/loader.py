@@ -30,6 +30,9 @@ from baton.engine.recording import record
 # Entries of config.json that change without changing what is computed.
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "attn_implementation")
 
+# Entries that name code to load, from the directory or from a hub.
+_CODE_KEYS = {"auto_map", "attn_implementation", "_attn_implementation", "experts_implementation"}
+
 # Layers that keep a state other than keys and values: nothing here stores or hands it over.
 _STATEFUL = ("linear_attention", "mamba", "recurrent", "conv", "hybrid")
 
@@ -85,6 +88,8 @@ def load(config: EngineConfig, on_progress: OnProgress = lambda stage, fraction:
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
+            # Whatever the directory asks for: names of hub kernels are code as well.
+            attn_implementation="eager",
             output_loading_info=True,
         )
     except _BROKEN as error:
@@ -107,7 +112,9 @@ def load(config: EngineConfig, on_progress: OnProgress = lambda stage, fraction:
     spec = ModelSpec(
         name=directory.resolve().name,
         architecture=type(module).__name__,
-        fingerprint=_fingerprint(directory, config.dtype.value, lambda done: on_progress("weights", 0.5 + done / 2)),
+        fingerprint=_fingerprint(
+            directory, config.dtype.value, _eos(module), lambda done: on_progress("weights", 0.5 + done / 2)
+        ),
         tokenizer_digest=_tokenizer_digest(directory),
         vocab_size=reference.shape[-1],
         max_context=getattr(text_config, "max_position_embeddings", None) or 2048,
@@ -161,8 +168,8 @@ def _check_directory(directory: Path) -> None:
             raise UnsupportedModel(f"{path}: not JSON: {error}") from error
         if not isinstance(content, dict):
             raise UnsupportedModel(f"{path}: not a JSON object")
-        if "auto_map" in content:
-            raise UnsupportedModel(f"{path}: auto_map asks for code from the model directory, which is never run")
+        for key in _CODE_KEYS & content.keys():
+            raise UnsupportedModel(f"{path}: {key} asks for code from elsewhere, which is never run")
 
 
 def _check_config(directory: Path, config: Any) -> None:
@@ -170,9 +177,25 @@ def _check_config(directory: Path, config: Any) -> None:
         raise UnsupportedModel(f"{directory}: {config.model_type} is an encoder-decoder; only decoders are served")
     text = config.get_text_config()
     kinds = {str(kind) for kind in getattr(text, "layer_types", None) or ()}
+    moving = _rope_types(text) & {"longrope", "dynamic"}
+    if moving:
+        raise UnsupportedModel(
+            f"{directory}: {moving.pop()} position embeddings change with the longest request of a batch,"
+            " so the same request would not always get the same tokens"
+        )
     stateful = sorted(kind for kind in kinds if any(word in kind for word in _STATEFUL))
     if stateful:
         raise UnsupportedModel(f"{directory}: {config.model_type} has {stateful[0]} layers, whose state is not cached")
+
+
+def _rope_types(config: Any) -> set[str]:
+    """Kinds of rotary embeddings in a configuration, of all its layer types."""
+    found = set()
+    for entry in (getattr(config, "rope_parameters", None), getattr(config, "rope_scaling", None)):
+        if isinstance(entry, dict):
+            for part in (entry, *(value for value in entry.values() if isinstance(value, dict))):
+                found.add(str(part.get("rope_type") or part.get("type") or ""))
+    return found
 
 
 def _switch(module: PreTrainedModel) -> bool:
@@ -191,14 +214,20 @@ def _eos(module: PreTrainedModel) -> tuple[int, ...]:
     return ()
 
 
-def _fingerprint(directory: Path, dtype: str, on_progress: Callable[[float], None]) -> str:
-    """Equal exactly when the same prompt gives the same KV: configuration, weights, element type."""
+def _fingerprint(
+    directory: Path, dtype: str, eos_token_ids: tuple[int, ...], on_progress: Callable[[float], None]
+) -> str:
+    """Equal exactly when the same request gives the same KV and the same answer.
+
+    So it covers configuration, weights, element type, and the tokens that end an answer.
+    """
     config = json.loads((directory / "config.json").read_bytes())
     for name in _VOLATILE:
         config.pop(name, None)
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps(config, sort_keys=True).encode())
     digest.update(dtype.encode())
+    digest.update(json.dumps(sorted(eos_token_ids)).encode())
     paths = sorted(directory.glob("*.safetensors"))
     total = sum(path.stat().st_size for path in paths) or 1
     done = 0

@@ -44,7 +44,6 @@ class FailureReason(enum.StrEnum):
     """Why the engine refused or gave up a request."""
 
     INVALID = "invalid"  # the request can never run: empty, too long, token id out of range
-    CAPACITY = "capacity"  # more KV memory than the whole pool has
     OVERLOADED = "overloaded"  # the engine's bounded queue is full
     INTERNAL = "internal"  # a step failed; the message says how
 
@@ -86,20 +85,24 @@ class Submit(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Commit(msgspec.Struct, frozen=True, tag=True):
-    """RECEIVE: all KV of the N submitted tokens lies in the slot; `token_id` is the token sampled at position N.
+    """RECEIVE: the slot holds all KV of the N submitted tokens and of `token_ids` but the last.
 
-    The engine does not repeat the token in an Output; if it ends the request, an Output with no tokens and the
-    finish_reason follows.
+    `token_ids` are those generated elsewhere, from position N on, at least one. The engine does not repeat them in an
+    Output; if the last one ends the request, an Output with no tokens and the finish_reason follows.
     """
 
     request_id: str
-    token_id: int
+    token_ids: list[int]
 
 
 class ComputeHere(msgspec.Struct, frozen=True, tag=True):
-    """RECEIVE: no foreign KV comes, prefill the tokens in the reserved slot (short prompt, or the peer was lost)."""
+    """RECEIVE: no foreign KV comes, compute in the reserved slot (short prompt, or the peer was lost).
+
+    `token_ids` are those generated elsewhere before the peer was lost; the engine goes on after them.
+    """
 
     request_id: str
+    token_ids: list[int] = []
 
 
 class Release(msgspec.Struct, frozen=True, tag=True):
@@ -133,6 +136,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     spec: ModelSpec
     layout: PoolLayout
     capacity_tokens: int  # KV tokens the pool may hold over all requests (the scheduler's budget)
+    max_context: int  # tokens of one request, prompt and output: what model, slot and pool all hold
     pid: int
 
 

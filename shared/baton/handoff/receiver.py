@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from baton.engine.layout import PoolLayout
-from baton.handoff.wire import StreamDigest, chunk_checksum
+from baton.handoff.wire import HandoffCorrupt, StreamDigest, chunk_checksum
 from baton.internal.v1 import kv_pb2, prefill_pb2
-from baton.rpc.errors import HandoffCorrupt
 
 
 class KvReceiver:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 
@@ -34,6 +35,7 @@ class KvSender:
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
         self.digest = StreamDigest()
+        self.sending_ns = 0  # spent on KV: copied, encoded, and written by whoever reads `messages`
 
     def control(self, message: prefill_pb2.PrefillResponse) -> None:
         """Queue a message that goes out before any KV still queued."""
@@ -66,6 +68,11 @@ class KvSender:
         self._failure = error
         self._changed.set()
 
+    def fail_with(self, task: asyncio.Task[None]) -> None:
+        """As `fail`, if a task that feeds the sender ended in an error. For `add_done_callback`."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fail(error)
+
     async def messages(self) -> AsyncIterator[prefill_pb2.PrefillResponse]:
         """Messages to send, in order, until `finish` and an empty queue. Waits for readiness and for credit."""
         while True:
@@ -74,7 +81,9 @@ class KvSender:
             if self._control:
                 yield self._control.popleft()
             elif self._ranges and self._fits(self._ranges[0]):
+                started = time.monotonic_ns()
                 yield prefill_pb2.PrefillResponse(chunk=self._take())
+                self.sending_ns += time.monotonic_ns() - started
             elif self._finished and not self._ranges:
                 return
             else:

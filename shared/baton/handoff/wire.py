@@ -9,6 +9,11 @@ from baton.internal.v1 import kv_pb2
 
 WIRE_VERSION = 1
 
+
+class HandoffCorrupt(Exception):
+    """Received KV is not what was sent. It is never used: another worker computes it."""
+
+
 CHUNK_BYTES = 512 * 1024
 """Most KV bytes in one message: gRPC over loopback is fastest between 256 KiB and 1 MiB."""
 

@@ -119,13 +119,6 @@ class DeadlineExceeded(BatonError):
     reason = "DEADLINE_EXCEEDED"
 
 
-class HandoffCorrupt(_Retryable):
-    """Received KV is not what was sent. Never served."""
-
-    code = grpc.StatusCode.UNAVAILABLE
-    reason = "HANDOFF_CORRUPT"
-
-
 def to_status(error: BatonError, request_id: str) -> grpc.Status:
     """The gRPC status of an error, with ErrorInfo and RequestInfo besides its own details."""
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
@@ -40,6 +40,7 @@ class Runtime:
         self.service_names: list[str] = []
         self.failure: str | None = None
         self.stopping = asyncio.Event()
+        self.built = False  # the service is put together; from here on it drains before it ends
 
     def register(self, full_name: str) -> None:
         """Name a gRPC service ("baton.v1.Inference") for health and reflection."""
@@ -80,7 +81,7 @@ async def _run(name: str, settings: SettingsT, build: Build[SettingsT]) -> int:
         loop.add_signal_handler(signum, runtime.stopping.set)
     exporter = metrics.serve(settings.metrics_listen)
     try:
-        await _serve(settings, runtime, build, exporter.address if exporter else "")
+        await _unless_stopped_before(runtime, _serve(settings, runtime, build, exporter.address if exporter else ""))
     except CannotStart as error:
         log.error("cannot start: %s", error)
         return 1
@@ -95,8 +96,22 @@ async def _run(name: str, settings: SettingsT, build: Build[SettingsT]) -> int:
     return 0
 
 
+async def _unless_stopped_before(runtime: Runtime, serving: Coroutine[Any, Any, None]) -> None:
+    """Serve; if the process is told to stop while it still loads, which may take minutes, give that up."""
+    task = asyncio.create_task(serving)
+    stopping = asyncio.create_task(runtime.stopping.wait())
+    await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not runtime.built:
+        task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
 async def _serve(settings: SettingsT, runtime: Runtime, build: Build[SettingsT], metrics_address: str) -> None:
     async with build(settings, runtime):
+        runtime.built = True
         health_pb2_grpc.add_HealthServicer_to_server(runtime.health, runtime.server)
         reflection.enable_server_reflection(
             [*runtime.service_names, health.SERVICE_NAME, reflection.SERVICE_NAME], runtime.server

@@ -112,7 +112,7 @@ class TextModel:
         rendered = self.template.render(
             [{"role": role, "content": content} for (role, _), content in zip(messages, shield.contents, strict=True)]
         )
-        if not shield.active:
+        if not shield.active and not self.tokenizer.normalizes_specials:
             return RenderedPrompt(rendered, self.tokenizer.encode_trusted(rendered))
         token_ids: list[int] = []
         for piece, special in shield.pieces(rendered):

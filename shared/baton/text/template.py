@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -18,6 +19,9 @@ Message = Mapping[str, str]
 """A turn as templates see it: role and content."""
 
 _TICK = "__baton_tick"
+_MAX_WIDTH = 1000
+_WIDTH = re.compile(r"%[^a-zA-Z%]*(\d{3}|\*)")  # of a printf conversion, when it is large or an argument
+_PADDING = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map"})
 
 
 class TemplateError(Exception):
@@ -27,8 +31,9 @@ class TemplateError(Exception):
 class ChatTemplate:
     """A compiled chat template.
 
-    Rendering is bounded: output by `max_chars`, time by `max_seconds`. Every loop body, every macro and every piece of
-    output checks the clock, so no template runs away.
+    Templates come with the model, from whoever runs the server; the sandbox keeps them away from the process, and the
+    bounds keep a careless one from taking the router down: output by `max_chars`, time by `max_seconds`, looked at in
+    every loop body, every macro and every piece of output, and no operation that makes a large text out of a small one.
 
     Args:
         source: Jinja text, as `chat_template` of tokenizer_config.json or chat_template.jinja have it.
@@ -125,6 +130,9 @@ class _Environment(ImmutableSandboxedEnvironment):
             block.body.insert(0, _tick_node(block.lineno))
         return tree
 
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return not (isinstance(obj, str) and attr in _PADDING) and super().is_safe_attribute(obj, attr, value)
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if not _small(operator, left, right):
             raise jinja2.TemplateRuntimeError(f"{operator} is not allowed on these values")
@@ -135,6 +143,8 @@ def _small(operator: str, left: Any, right: Any) -> bool:
     """Whether the result is small: arithmetic on numbers, and a short text repeated."""
     if isinstance(left, int | float) and isinstance(right, int | float):
         return operator != "**" or (abs(left) <= 1000 and abs(right) <= 64)
+    if operator == "%" and isinstance(left, str):
+        return _WIDTH.search(left) is None
     return operator == "*" and isinstance(left, str) and isinstance(right, int) and len(left) * right <= 10_000
 
 
@@ -150,9 +160,22 @@ def _environment() -> _Environment:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation], autoescape=False
     )
     environment.filters["tojson"] = _tojson
+    for name in ("center", "indent"):
+        environment.filters[name] = _narrow(environment.filters[name])
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
+
+
+def _narrow(pad: Callable[..., str]) -> Callable[..., str]:
+    """A filter that pads, up to a sane width."""
+
+    def narrow(value: Any, width: int | str = 4, *arguments: Any, **named: Any) -> str:
+        if (width if isinstance(width, int) else len(width)) > _MAX_WIDTH:
+            raise jinja2.TemplateRuntimeError("too wide")
+        return pad(value, width, *arguments, **named)
+
+    return narrow
 
 
 def _tojson(value: Any, indent: int | None = None, **_: Any) -> str:

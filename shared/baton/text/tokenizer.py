@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
@@ -60,6 +61,8 @@ class Tokenizer:
         vocab = self._parsing.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values(), default=-1) + 1
         self.byte_level = (json.loads(content).get("decoder") or {}).get("type") == "ByteLevel"
+        # A normalizer may turn what users write into a special token that no search for its text finds.
+        self.normalizes_specials = _normalizes_specials(json.loads(content))
         self._longest = max((len(piece.encode()) for piece in vocab), default=1)
 
     @classmethod
@@ -115,6 +118,11 @@ def _parse(content: bytes) -> tokenizers.Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _normalizes_specials(file: dict[str, Any]) -> bool:
+    added = file.get("added_tokens") or []
+    return bool(file.get("normalizer")) and any(token.get("special") and token.get("normalized") for token in added)
 
 
 def _byte_alphabet() -> dict[str, int]:

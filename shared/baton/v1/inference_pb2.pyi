@@ -649,6 +649,7 @@ class Summary(_message.Message):
     TRANSPORT_FIELD_NUMBER: _builtins.int
     MIGRATIONS_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
+    PREEMPTIONS_FIELD_NUMBER: _builtins.int
     finish_reason: _sampling_pb2.FinishReason.ValueType
     """Why it ended."""
     cache_status: Global___CacheStatus.ValueType
@@ -661,6 +662,8 @@ class Summary(_message.Message):
     """How KV travelled. TRANSPORT_UNSPECIFIED when it did not."""
     migrations: _builtins.int
     """Times the request moved to another decode replica."""
+    preemptions: _builtins.int
+    """Times the request lost its KV memory to a more urgent one and was computed again."""
     @_builtins.property
     def usage(self) -> _sampling_pb2.Usage:
         """Token counts."""
@@ -680,10 +683,11 @@ class Summary(_message.Message):
         transport: Global___Transport.ValueType = ...,
         migrations: _builtins.int = ...,
         ledger: _ledger_pb2.LatencyLedger | None = ...,
+        preemptions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_similarity", b"_cache_similarity", "cache_similarity", b"cache_similarity", "ledger", b"ledger", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_similarity", b"_cache_similarity", "cache_similarity", b"cache_similarity", "cache_status", b"cache_status", "finish_reason", b"finish_reason", "ledger", b"ledger", "migrations", b"migrations", "prefill_placement", b"prefill_placement", "transport", b"transport", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_similarity", b"_cache_similarity", "cache_similarity", b"cache_similarity", "cache_status", b"cache_status", "finish_reason", b"finish_reason", "ledger", b"ledger", "migrations", b"migrations", "preemptions", b"preemptions", "prefill_placement", b"prefill_placement", "transport", b"transport", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache_similarity: _TypeAlias = _typing.Literal["cache_similarity"]  # noqa: Y015
     _WhichOneofArgType__cache_similarity: _TypeAlias = _typing.Literal["_cache_similarity", b"_cache_similarity"]  # noqa: Y015

@@ -12,7 +12,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from baton.engine.client import EngineClient
 from baton.engine.errors import EngineError
 from baton.engine.messages import Failed, FailureReason, StepReport
-from baton.rpc.errors import BatonError, FailedPrecondition, InvalidArgument, Overloaded
+from baton.rpc.errors import BatonError, InvalidArgument, Overloaded
 from baton.rpc.service import CannotStart, Runtime
 from baton.worker.settings import WorkerSettings
 
@@ -42,12 +42,16 @@ async def running_engine(settings: WorkerSettings, runtime: Runtime) -> AsyncIte
     except EngineError as error:
         raise CannotStart(str(error)) from error
     engine.on_report.append(_record)
-    watchdog = asyncio.create_task(_fail_with(engine, runtime))
+    watching = [
+        asyncio.create_task(_fail_with(engine, runtime)),
+        asyncio.create_task(engine.check_alive(settings.engine_silence_seconds)),
+    ]
     try:
         yield engine
     finally:
-        watchdog.cancel()
-        await asyncio.gather(watchdog, return_exceptions=True)
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         await engine.close()
 
 
@@ -56,8 +60,6 @@ def engine_error(failed: Failed) -> BatonError:
     match failed.reason:
         case FailureReason.INVALID:
             return InvalidArgument("token_ids", failed.message)
-        case FailureReason.CAPACITY:
-            return FailedPrecondition(failed.message)
         case FailureReason.OVERLOADED:
             return Overloaded(failed.message)
         case FailureReason.INTERNAL:
@@ -66,7 +68,7 @@ def engine_error(failed: Failed) -> BatonError:
 
 async def _fail_with(engine: EngineClient, runtime: Runtime) -> None:
     await engine.wait_dead()
-    runtime.fail("the engine process died")
+    runtime.fail(engine.epitaph)
 
 
 def _record(report: StepReport) -> None:

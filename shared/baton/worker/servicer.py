@@ -85,7 +85,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                 name=self._model_name,
                 fingerprint=spec.fingerprint,
                 tokenizer_digest=spec.tokenizer_digest,
-                max_context=min(spec.max_context, self._engine.layout.slot_tokens),
+                max_context=self._engine.max_context,
                 vocab_size=spec.vocab_size,
                 eos_token_ids=spec.eos_token_ids,
                 dtype=spec.dtype.value,

@@ -27,6 +27,12 @@ class WorkerSettings(ServiceSettings):
     threads: int = Field(1, ge=1, description="CPU threads of the engine")
     load_timeout: float = Field(300.0, gt=0, description="seconds the model may take to load")
 
+    engine_silence_seconds: float = Field(
+        3.0,
+        gt=0,
+        description="an engine that does not answer for this long, and ten of its steps, is hung: the end",
+    )
+
     def served_name(self) -> str:
         """The name clients call the model by."""
         return self.model_name or self.model.resolve().name

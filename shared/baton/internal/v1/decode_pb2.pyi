@@ -119,10 +119,7 @@ class Accepted(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    INCARNATION_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
-    incarnation: _builtins.str
-    """Incarnation of the worker process."""
     @_builtins.property
     def timing(self) -> _timing_pb2.HopTiming:
         """The worker's time until this message."""
@@ -130,12 +127,11 @@ class Accepted(_message.Message):
     def __init__(
         self,
         *,
-        incarnation: _builtins.str = ...,
         timing: _timing_pb2.HopTiming | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -195,17 +195,12 @@ class PrefillAccepted(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    INCARNATION_FIELD_NUMBER: _builtins.int
-    incarnation: _builtins.str
-    """Incarnation of the worker process."""
     def __init__(
         self,
-        *,
-        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -221,6 +216,7 @@ class FirstToken(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
     SINCE_ACCEPTED_NS_FIELD_NUMBER: _builtins.int
+    SENDING_NS_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     """The token."""
     finish_reason: _sampling_pb2.FinishReason.ValueType
@@ -228,6 +224,10 @@ class FirstToken(_message.Message):
     since_accepted_ns: _builtins.int
     """Nanoseconds from sending PrefillAccepted to sampling the token, by the worker's monotonic clock. What the receiver saw
     pass between the two messages beyond that, the token spent waiting behind KV on the way.
+    """
+    sending_ns: _builtins.int
+    """Nanoseconds the worker spent copying, encoding and writing KV until the token was sampled, while the prompt was still
+    being computed.
     """
     @_builtins.property
     def timing(self) -> _timing_pb2.HopTiming:
@@ -240,10 +240,11 @@ class FirstToken(_message.Message):
         finish_reason: _sampling_pb2.FinishReason.ValueType = ...,
         timing: _timing_pb2.HopTiming | None = ...,
         since_accepted_ns: _builtins.int = ...,
+        sending_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "since_accepted_ns", b"since_accepted_ns", "timing", b"timing", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "sending_ns", b"sending_ns", "since_accepted_ns", b"since_accepted_ns", "timing", b"timing", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -258,28 +259,22 @@ class Done(_message.Message):
     CHUNKS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
-    TIMING_FIELD_NUMBER: _builtins.int
     chunks: _builtins.int
     """Chunks sent."""
     bytes: _builtins.int
     """Bytes of KV data sent."""
     checksum: _builtins.int
     """xxh3_64 over the chunks' checksums in the order sent, each as 8 bytes little endian."""
-    @_builtins.property
-    def timing(self) -> _timing_pb2.HopTiming:
-        """The worker's time until this message."""
-
     def __init__(
         self,
         *,
         chunks: _builtins.int = ...,
         bytes: _builtins.int = ...,
         checksum: _builtins.int = ...,
-        timing: _timing_pb2.HopTiming | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "checksum", b"checksum", "chunks", b"chunks", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "checksum", b"checksum", "chunks", b"chunks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

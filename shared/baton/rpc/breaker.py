@@ -1,4 +1,4 @@
-"""When to leave a Redis alone that does not answer. Pure, but for a clock that is given."""
+"""When to leave a service alone that does not answer. Pure, but for a clock that is given."""
 
 from __future__ import annotations
 

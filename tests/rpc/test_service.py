@@ -1,0 +1,65 @@
+"""A service process: it ends when told to, at any time, and says why it cannot start."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.fixtures.models import random_llama
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return random_llama(tmp_path / "model")
+
+
+async def start(*arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+
+
+async def test_sigterm_while_loading(model: Path, tmp_path: Path) -> None:
+    """It does not finish loading first, and its engine goes with it."""
+    ready = tmp_path / "ready.json"
+    process = await start("baton_decode", "--model", str(model), "--listen", "127.0.0.1:0", "--ready-file", str(ready))
+    try:
+        engine: list[psutil.Process] = []
+        async with asyncio.timeout(30):
+            while not engine:
+                engine = psutil.Process(process.pid).children()
+                await asyncio.sleep(0.02)
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        output, _ = await asyncio.wait_for(process.communicate(), 10)
+        assert process.returncode == 0, output.decode()
+        assert time.monotonic() - started < 3
+        assert not ready.exists()
+        assert not psutil.wait_procs(engine, timeout=5)[1]
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("baton_prefill", "--model", "{empty}"), "no config.json"),
+        (("baton_prefill", "--model", "{model}", "--device", "cuda"), "cpu only"),
+        (("baton_router", "--model", "{empty}"), "cannot be read"),
+    ],
+)
+async def test_says_why_it_cannot_start(arguments: tuple[str, ...], reason: str, model: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    process = await start(*(part.format(empty=empty, model=model) for part in arguments), "--listen", "127.0.0.1:0")
+    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 1
+    assert reason in output.decode()
+    assert "Traceback" not in output.decode()
