@@ -132,7 +132,7 @@ class Engine:
         started = self._clock()
         plan = self.scheduler.schedule(started)
         for request in plan.preempted:
-            self.pool.release(plan.preempted_slots[request.sequence], clean=False)
+            self._release(request, plan.preempted_slots[request.sequence], clean=False)
         self._tell_reserved(plan, started)
         outputs: list[Event] = []
         if plan.work:
@@ -334,7 +334,12 @@ class Engine:
         self.scheduler.free(request)
         del self._requests[request.request_id]
         if slot >= 0:
-            self.pool.release(slot, clean=clean and known)
+            self._release(request, slot, clean=clean and known)
+
+    def _release(self, request: Request, slot: int, *, clean: bool) -> None:
+        if not clean and request.role is Role.RECEIVE:
+            self.pool.touch(slot, self.layout.slot_tokens)  # the front may have written behind the request's tokens
+        self.pool.release(slot, clean=clean)
 
     def _report(self, plan: Plan, duration_ns: int) -> StepReport:
         used = self.scheduler.used_blocks * self.scheduler.limits.block_tokens
