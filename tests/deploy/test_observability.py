@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
+import subprocess
 from typing import Any
 
 import pytest
@@ -116,6 +118,13 @@ def test_alerts_say_what_is_wrong_and_how_bad() -> None:
             assert rule["annotations"]["summary"]
             assert rule["labels"]["severity"] in {"warning", "critical"}
             assert rule["for"]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool, of Prometheus, is not installed")
+def test_rules_compute_and_alert_as_meant() -> None:
+    for arguments in (["check", "config", str(PROMETHEUS)], ["test", "rules", "tests/deploy/rules_test.yml"]):
+        done = subprocess.run(["promtool", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_prometheus_reads_every_service() -> None:
