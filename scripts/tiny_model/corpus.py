@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterator
 
 from tiny_model import drills, phrasings, smalltalk, stories, tasks
-from tiny_model.document import Document, Question, Turn, sentence
+from tiny_model.document import SEEN, Document, Question, Turn, sentence
 from tiny_model.frames import STORY_HELD_OUT, STORY_TRAIN, carelessly
 
 _TOPIC_WEIGHTS = {"days and months": 1.0, "opposites": 1.5, "countries": 1.2, "capitals": 1.2, "smalltalk": 1.2}
@@ -69,7 +69,7 @@ def questions(seed: int, drawn: int = 120) -> list[Question]:
     for topic in phrasings.TOPICS:
         for row in topic.rows:
             start, rest = _statement(topic.statement, row).split("|")
-            found.append(Question("plain statements", start, rest, raw=True))
+            found.append(Question(SEEN, start, rest, raw=True))
     return found
 
 
@@ -168,10 +168,10 @@ def _story_chat(rng: random.Random, name: str, story: stories.Story) -> Document
 def _text(rng: random.Random) -> Document:
     """Plain text: a statement, or a story without questions."""
     if rng.random() < 0.1:
-        return Document("plain statements", text=stories.short_story(rng).text)
+        return Document(SEEN, text=stories.short_story(rng).text)
     topic = rng.choice((*phrasings.TOPICS, *phrasings.TOPICS, tasks.SUMS, tasks.DIFFERENCES, tasks.COUNTING))
     row = topic.draw(rng) if isinstance(topic, tasks.Task) else rng.choice(topic.rows)
-    return Document("plain statements", text=_statement(topic.statement, row).replace("|", ""))
+    return Document(SEEN, text=_statement(topic.statement, row).replace("|", ""))
 
 
 def _statement(form: str, row: tuple[str, ...]) -> str:

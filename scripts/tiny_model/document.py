@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+SEEN = "plain statements"
+"""The one topic of the evaluation that is not held out: the model has seen these texts."""
+
 Role = Literal["system", "user", "assistant"]
 
 
