@@ -75,7 +75,7 @@ a serving system, and for nothing else.
 | Attention | {shape["num_attention_heads"]} heads over {shape["num_key_value_heads"]} key and value heads |
 | Feed-forward | {shape["intermediate_size"]} |
 | Vocabulary | {shape["vocab_size"]}, byte-level BPE, every digit a token |
-| Context | {shape["max_position_embeddings"]} tokens; it was trained on at most about 600 |
+| Context | {shape["max_position_embeddings"]} tokens; it was trained on at most about 500 |
 | Weights | bfloat16 safetensors, {weights.stat().st_size / 1e6:.1f} MB; embeddings tied |
 
 ## Recipe
