@@ -15,10 +15,10 @@ from tiny_model.document import SEEN, Document, Question, Turn, sentence
 from tiny_model.frames import STORY_HELD_OUT, STORY_TRAIN, carelessly
 
 _TOPIC_WEIGHTS = {"days and months": 1.0, "opposites": 1.5, "countries": 1.2, "capitals": 1.2, "smalltalk": 1.2}
-_TASK_WEIGHTS = {"sums": 2.2, "differences": 1.3, "counting": 1.0, "repeating": 2.5}
+_TASK_WEIGHTS = {"sums": 1.8, "differences": 1.3, "counting": 1.0, "repeating": 2.5}
 _TEXT_WEIGHT = 1.5
-_SHORT_STORY_WEIGHT = 6.0
-_LONG_STORY_WEIGHT = 1.0
+_SHORT_STORY_WEIGHT = 7.0
+_LONG_STORY_WEIGHT = 1.4
 # Shares of drills among the first documents, and later.
 _DRILLS_EARLY = 0.6
 _DRILLS_LATE = 0.06

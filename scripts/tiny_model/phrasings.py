@@ -162,6 +162,8 @@ PLURALS = Topic(
         "do you know the plural of {0}?",
         "which word is the plural of {0}?",
         "{0}: what is the plural?",
+        "a {0}, many what?",
+        "here is one {0}; there are many what?",
     ),
     held_out=(
         "give me the plural form of {0}.",

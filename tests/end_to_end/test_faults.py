@@ -166,3 +166,22 @@ async def test_killed_decode_migrates(small_model: Path) -> None:
         assert sum(summary.migrations for _, summary in answers) > 0
         del mesh.services["decode-0"]
         await mesh.wait_quiet()
+
+
+async def test_hung_engine_ends_its_service(small_model: Path) -> None:
+    """SIGSTOP of the engine process: nothing is closed and nothing fails, yet its service notices and gives up."""
+    import signal
+
+    import psutil
+
+    flags = ("--engine-silence-seconds", "1")
+    async with running_mesh(small_model, decode=2, worker_flags=flags) as mesh, mesh.stub() as stub:
+        expected = (await collect(stub, ask(10, 100)))[0]
+        victim = mesh.services["decode-0"]
+        (engine,) = psutil.Process(victim.pid).children()
+        running = [asyncio.create_task(collect(stub, ask(10, 100))) for _ in range(8)]
+        engine.send_signal(signal.SIGSTOP)
+        assert await asyncio.wait_for(victim.process.wait(), 10) == 1
+        assert "said nothing" in victim.log.read_text()
+        assert all(tokens == expected for tokens, _ in await asyncio.gather(*running))
+        del mesh.services["decode-0"]

@@ -248,6 +248,29 @@ def test_a_handoff_may_stop_and_the_prompt_be_computed_here(loaded: LoadedModel)
     stepped.check_empty()
 
 
+@MODES
+@pytest.mark.parametrize("elsewhere", [1, 2, 9, 19])
+@pytest.mark.parametrize("way", ["commit", "compute here"])
+def test_a_request_that_began_elsewhere_goes_on_exactly(
+    loaded: LoadedModel, sampling: dict[str, object], elsewhere: int, way: str
+) -> None:
+    """The prefill worker may have generated some tokens before the KV is here, or before it was lost."""
+    fields = {**sampling, "seed": 9, "repetition_penalty": 1.2}
+    prompt = a_prompt(40, 3)
+    first = Stepped(loaded).run(a_submit("r", prompt, max_tokens=20, **fields))
+    tokens = first.tokens("r")
+    second = Stepped(loaded, step_tokens=16, block_tokens=4)
+    second.run(a_submit("d", prompt, Role.RECEIVE, max_tokens=20, **fields))
+    if way == "commit":
+        second.write_kv(second.slot("d"), 0, first.kv(0, 0, 40 + elsewhere - 1))
+        second.run(Commit("d", tokens[:elsewhere]))
+    else:
+        second.run(ComputeHere("d", tokens[:elsewhere]))
+    assert second.outputs("d")[0].index == elsewhere
+    assert second.tokens("d") == tokens[elsewhere:]
+    second.check_empty()
+
+
 def test_a_preempted_receiver_goes_on_exactly(loaded: LoadedModel) -> None:
     prompt = a_prompt(40)
     expected = alone(loaded, a_submit("r", prompt, max_tokens=40))
@@ -528,9 +551,13 @@ def test_a_commit_that_fills_the_context_ends(loaded: LoadedModel) -> None:
     stepped.check_empty()
 
 
-def test_a_commit_outside_the_vocabulary_fails_the_request(loaded: LoadedModel) -> None:
-    stepped = Stepped(loaded).run(a_submit("d", a_prompt(10), Role.RECEIVE))
-    stepped.handle(Commit("d", [384]))
+@pytest.mark.parametrize("token_ids", [[384], [5, -1], [5] * 247])
+@pytest.mark.parametrize("command", [Commit, ComputeHere])
+def test_impossible_tokens_from_elsewhere_fail_the_request(
+    loaded: LoadedModel, command: type[Commit | ComputeHere], token_ids: list[int]
+) -> None:
+    stepped = Stepped(loaded).run(a_submit("d", a_prompt(10), Role.RECEIVE, max_tokens=1000))
+    stepped.handle(command("d", token_ids))
     assert stepped.failure("d").reason is FailureReason.INTERNAL
     stepped.check_empty()
 
@@ -661,6 +688,19 @@ def test_nan_received_from_elsewhere_reaches_nobody(loaded: LoadedModel, end: st
     if end == "commit and fail":
         stepped.run()
         assert stepped.failure("bad").reason is FailureReason.INTERNAL
+    stepped.handle(Release("bad"))
+    check_unharmed(stepped, loaded)
+
+
+@pytest.mark.parametrize("end", ["release", "commit and release", "commit and stop", "commit of nonsense"])
+def test_nan_received_behind_the_prompt_reaches_nobody(loaded: LoadedModel, end: str) -> None:
+    """Keys and values of tokens generated elsewhere lie behind those that were reserved for."""
+    stepped = Stepped(loaded).run(a_submit("bad", a_prompt(20), Role.RECEIVE, max_tokens=99, stop_token_ids=(7,)))
+    nan = torch.full((1,), torch.nan).numpy().tobytes()
+    stepped.write_kv(stepped.slot("bad"), 0, [nan * (len(p) // 4) for p in stepped.kv(stepped.slot("bad"), 0, 50)])
+    if end != "release":
+        last = {"commit and stop": 7, "commit of nonsense": 384}.get(end, 5)
+        stepped.handle(Commit("bad", [*[5] * 30, last]))
     stepped.handle(Release("bad"))
     check_unharmed(stepped, loaded)
 

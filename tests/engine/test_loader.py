@@ -1,4 +1,4 @@
-"""Only safetensors, never code; and KV is interchangeable exactly where the fingerprints say so."""
+"""Only safetensors, never code; and workers are interchangeable exactly where the fingerprints say so."""
 
 from __future__ import annotations
 
@@ -36,6 +36,22 @@ def test_code_from_the_directory_is_refused(copied: Path, name: str) -> None:
     with pytest.raises(UnsupportedModel, match=f"{name}: auto_map asks for code from elsewhere"):
         load(EngineConfig(model=copied))
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+def test_kernels_from_a_hub_are_refused(copied: Path, key: str) -> None:
+    edit(copied / "config.json", **{key: "somebody/kernels"})
+    with pytest.raises(UnsupportedModel, match=f"{key} asks for code"):
+        load(EngineConfig(model=copied))
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_positions_that_depend_on_other_requests_are_refused(copied: Path, kind: str) -> None:
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 256}
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8} if kind == "longrope" else {}
+    edit(copied / "config.json", rope_parameters=rope | factors)
+    with pytest.raises(UnsupportedModel, match=f"{kind} position embeddings change"):
+        load(EngineConfig(model=copied))
 
 
 def test_weights_that_can_run_code_are_refused(copied: Path) -> None:
@@ -101,14 +117,18 @@ def fingerprint(directory: Path, dtype: KvDtype = KvDtype.FLOAT32) -> str:
     return load(EngineConfig(model=directory, dtype=dtype)).spec.fingerprint
 
 
-def test_fingerprints_are_equal_where_kv_is(llama: Path, copied: Path) -> None:
+def test_fingerprints_are_equal_where_answers_are(llama: Path, copied: Path) -> None:
     edit(copied / "config.json", transformers_version="0.0.1", _name_or_path="elsewhere", use_cache=False)
     (copied / "README.md").write_text("Another name, the same model.")
     assert fingerprint(copied) == fingerprint(llama)
 
 
-def test_fingerprints_differ_where_kv_does(llama: Path, copied: Path) -> None:
+def test_fingerprints_differ_where_answers_do(llama: Path, copied: Path) -> None:
     original = fingerprint(llama)
+    generation = copied / "generation_config.json"
+    edit(generation, eos_token_id=[0, 9])
+    assert fingerprint(copied) != original
+    shutil.copy(llama / generation.name, copied)
     assert fingerprint(llama, KvDtype.BFLOAT16) != original
     edit(copied / "config.json", rms_norm_eps=1e-3)
     assert fingerprint(copied) != original

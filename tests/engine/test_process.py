@@ -237,19 +237,6 @@ async def test_everybody_learns_that_the_engine_died(mortal: EngineClient) -> No
             pass
 
 
-async def test_events_that_came_before_the_death_are_still_read(mortal: EngineClient) -> None:
-    async with mortal.request(a_submit("r", a_prompt(5), max_tokens=3)) as handle:
-        await mortal.inspect()
-        async with asyncio.timeout(5):
-            while (await mortal.inspect()).requests:
-                pass
-        os.kill(mortal._process.pid, signal.SIGKILL)
-        await mortal.wait_dead()
-        assert len(await to_the_end(handle)) == 3
-        with pytest.raises(EngineDied):
-            await handle.next()
-
-
 async def test_a_frozen_engine_is_killed_on_close(llama: Path) -> None:
     stages: list[str] = []
     client = await EngineClient.start(EngineConfig(model=llama), lambda stage, fraction: stages.append(stage))
@@ -259,6 +246,26 @@ async def test_a_frozen_engine_is_killed_on_close(llama: Path) -> None:
     await client.close(timeout=0.2)
     assert not process.is_running()
     assert client.dead
+
+
+async def test_a_silent_engine_is_killed_and_everybody_learns(mortal: EngineClient) -> None:
+    watching = asyncio.create_task(mortal.check_alive(silence=0.5, interval=0.05))
+    async with (
+        mortal.request(a_submit("r", a_prompt(30), Role.RECEIVE)) as waiting,
+        mortal.request(a_submit("r", a_prompt(5), max_tokens=3)) as answered,
+    ):
+        assert isinstance(await waiting.next(), Reserved)
+        await asyncio.sleep(0.7)
+        assert not mortal.dead
+        process_of(mortal).suspend()
+        with pytest.raises(EngineDied, match="said nothing"):
+            await waiting.next()
+        # What came before is still there to be read.
+        assert len(await to_the_end(answered)) == 3
+        with pytest.raises(EngineDied, match="said nothing"):
+            await answered.next()
+    await watching
+    await mortal.wait_dead()
 
 
 async def test_close_leaves_nothing(llama: Path) -> None:

@@ -1,0 +1,58 @@
+"""The ledger finds delays of known size at known places, and the command line shows it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from baton.verify.cases import CASES
+from baton.verify.experiment import run_case
+from baton.verify.lab import running_lab
+from tests.fixtures.mesh import running_mesh
+from tests.fixtures.models import random_llama
+
+
+@pytest.mark.timeout(300)
+async def test_injected_delays_land_where_they_belong(tmp_path: Path) -> None:
+    """Every case of `baton verify-ledger`; wall clocks of the services are minutes apart meanwhile."""
+    model = random_llama(tmp_path / "model", hidden=128, layers=4, context=2048)
+    wrong = []
+    async with running_lab(model) as lab:
+        for case in CASES:
+            finding = await run_case(lab, case, pairs=5)
+            if not finding.holds:  # medians of five are rough on a busy machine
+                finding = await run_case(lab, case, pairs=15)
+            if not finding.holds or finding.residual > 0.001:
+                wrong.append((case.name, finding.share, finding.strayed, finding.residual, finding.changes))
+    assert not wrong
+
+
+async def test_trace_and_top_show_a_real_request(small_model: Path) -> None:
+    async def baton(*arguments: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "baton.cli", *arguments, "--target", mesh.router.address,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await asyncio.wait_for(process.communicate(), 30)
+        assert process.returncode == 0, err.decode()
+        return out.decode()
+
+    async with running_mesh(small_model) as mesh:
+        await baton("generate", "y" * 100, "--max-tokens", "12", "--quiet")
+        (listed,) = json.loads(await baton("trace", "--json"))
+        shown = await baton("trace", listed["request_id"][:8])
+        assert "whole request" in shown
+        assert "residual" in shown
+        for hop in ("router", "decode", "prefill"):
+            assert any(line.split()[:1] == [hop] for line in shown.splitlines()), shown
+        entries = listed["ledger"]["total"]["entries"]
+        assert sum(entry["duration_ns"] for entry in entries) == listed["ledger"]["total"]["total_ns"]
+        state = json.loads(await baton("top", "--once", "--json"))
+        assert state["outcomes"] == {"ok": 1}
+        assert {worker["tier"] for worker in state["workers"]} == {"prefill", "decode"}
+        assert sum(state["shares"].values()) == pytest.approx(1)
+        assert "where the time went" in await baton("top", "--once")

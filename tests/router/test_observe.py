@@ -1,0 +1,136 @@
+"""What the router remembers of requests, whatever their end, and what it tells of the mesh."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+
+from baton.internal.v1 import observe_pb2, observe_pb2_grpc
+from baton.v1 import inference_pb2, sampling_pb2
+from baton_router.pulse import Percentiles, Pulse
+from baton_router.record import Record
+from baton_router.records import Records
+from tests.router.conftest import Router
+from tests.router.scripted import ScriptedWorker
+
+
+def ask(max_tokens: int = 4, text: str = "hello") -> inference_pb2.StreamGenerateRequest:
+    return inference_pb2.StreamGenerateRequest(
+        text=text, sampling=sampling_pb2.SamplingParams(max_tokens=max_tokens, temperature=1)
+    )
+
+
+async def record_of(router: Router, request_id: str) -> observe_pb2.RequestRecord:
+    async with grpc.aio.insecure_channel(router.address) as channel:
+        stub = observe_pb2_grpc.ObserveStub(channel)
+        for _ in range(100):  # a cancelled request ends a moment after its client
+            latest = (await stub.ListRecords(observe_pb2.ListRecordsRequest(), timeout=5)).records
+            if any(record.request_id == request_id for record in latest):
+                answer = await stub.GetRecord(observe_pb2.GetRecordRequest(request_id=request_id), timeout=5)
+                return answer.record
+            await asyncio.sleep(0.02)
+    raise AssertionError(f"no record of {request_id}")
+
+
+def sums_up(record: observe_pb2.RequestRecord) -> bool:
+    total = record.summary.ledger.total
+    entries = [entry.duration.ToNanoseconds() for entry in total.entries]
+    parts = {(entry.hop, entry.kind) for entry in total.entries}
+    whole = total.total.ToNanoseconds()
+    return sum(entries) + total.residual.ToNanoseconds() == whole and len(parts) == len(entries)
+
+
+async def test_a_request_that_ends_well(router: Router, worker: ScriptedWorker) -> None:
+    async for _ in router.stub.StreamGenerate(ask(), metadata=(("x-request-id", "good"),)):
+        pass
+    record = await record_of(router, "good")
+    assert (record.method, record.outcome) == ("StreamGenerate", "ok")
+    assert record.summary.usage.completion_tokens == 4
+    assert sums_up(record)
+
+
+async def test_a_refused_one_has_a_ledger_too(router: Router, worker: ScriptedWorker) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in router.stub.StreamGenerate(ask(text=""), metadata=(("x-request-id", "bad"),)):
+            pass
+    trailers = dict(caught.value.trailing_metadata() or ())
+    assert "total;dur=" in str(trailers["server-timing"])
+    assert "grpc-status-details-bin" in trailers
+    record = await record_of(router, "bad")
+    assert record.outcome == "invalid_argument"
+    assert sums_up(record)
+
+
+async def test_a_cancelled_one(router: Router, worker: ScriptedWorker) -> None:
+    call = router.stub.StreamGenerate(ask(100), metadata=(("x-request-id", "gone"),))
+    seen = 0
+    async for message in call:
+        seen += message.WhichOneof("event") == "chunk"
+        if seen == 3:
+            break
+    call.cancel()
+    record = await record_of(router, "gone")
+    assert record.outcome == "cancelled"
+    assert record.summary.usage.completion_tokens >= 3
+    assert record.summary.ledger.HasField("first_token")
+    assert sums_up(record)
+
+
+async def test_nothing_of_the_prompt_is_kept(router: Router, worker: ScriptedWorker) -> None:
+    async for _ in router.stub.StreamGenerate(ask(text="a secret"), metadata=(("x-request-id", "quiet"),)):
+        pass
+    assert b"secret" not in (await record_of(router, "quiet")).SerializeToString()
+
+
+async def test_mesh_state(router: Router, worker: ScriptedWorker) -> None:
+    async for _ in router.stub.StreamGenerate(ask()):
+        pass
+    async with grpc.aio.insecure_channel(router.address) as channel:
+        call = observe_pb2_grpc.ObserveStub(channel).WatchMesh(observe_pb2.WatchMeshRequest(interval_ms=100))
+        states = []
+        async for state in call:
+            states.append(state)
+            if len(states) == 2:
+                break
+        call.cancel()
+    last = states[-1]
+    assert dict(last.outcomes) == {"ok": 1}
+    assert last.tokens_per_second == pytest.approx(4 / last.window.seconds)
+    assert last.time_to_first_token.p50.ToNanoseconds() > 0
+    assert last.ledger
+    assert [seen.target for seen in last.workers] == [worker.address]
+
+
+async def test_an_unknown_request(router: Router) -> None:
+    async with grpc.aio.insecure_channel(router.address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await observe_pb2_grpc.ObserveStub(channel).GetRecord(observe_pb2.GetRecordRequest(request_id="never"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_the_oldest_records_go() -> None:
+    records = Records(3)
+    for name in "abcab":
+        records.add(Record(name, "Generate", Pulse()))
+    records.add(Record("d", "Generate", Pulse()))
+    assert [record.request_id for record in records.latest()] == ["d", "b", "a"]
+    assert records.get("c") is None
+
+
+def test_the_window_forgets() -> None:
+    now = 0
+    pulse = Pulse(seconds=10, now=lambda: now)
+    pulse.chunk(5, 0)
+    pulse.chunk(5, 1_000_000)
+    assert pulse.window().tokens_per_second == 1.0
+    assert pulse.window().inter_token == Percentiles(1_000_000, 1_000_000, 1_000_000)
+    now = 11_000_000_000
+    assert pulse.window().tokens_per_second == 0.0
+    assert pulse.window().inter_token is None
+
+
+def test_percentiles_are_of_the_nearest_rank() -> None:
+    assert Percentiles.of([]) is None
+    assert Percentiles.of(list(range(100, 0, -1))) == Percentiles(51, 91, 100)
