@@ -100,7 +100,7 @@ async def _ask(
         inference_pb2.StreamGenerateRequest(
             token_ids=sampling_pb2.TokenIds(ids=prompt),
             sampling=sampling_pb2.SamplingParams(
-                max_tokens=TOKENS * (20 if case.stall_seconds else 1), temperature=0, ignore_eos=True
+                max_tokens=TOKENS * (7 if case.stall_seconds else 1), temperature=0, ignore_eos=True
             ),
             cache_control=inference_pb2.CacheControl(mode=mode),
         ),
