@@ -12,11 +12,11 @@ import typer
 from baton.cli import console, render
 from baton.cli.mesh import target_or_default
 from baton.cli.waterfall import waterfall
-from baton.client import Answer, AnswerStream, CacheMode, Client, Options
+from baton.client import Answer, AnswerStream, CacheMode, Client, Message, Options, Role
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="Text to continue; - reads it from standard input.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue, or with --chat a question; -: standard input.")],
     target: console.Target = None,
     model: Annotated[str, typer.Option(help="Model name. Needed only where several are served.")] = "",
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate.", show_default="256")] = None,
@@ -30,11 +30,12 @@ def generate(
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the response cache.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds the whole request may take.")] = 300.0,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is complete.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask as a user, through the model's chat template.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show where the time went, hop by hop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the answer only.")] = False,
 ) -> None:
-    """Continue a prompt, and see where the time went.
+    """Continue a prompt or answer a question, and see where the time went.
 
     The answer goes to standard output, all about it to standard error.
     """
@@ -57,7 +58,10 @@ def generate(
     with console.rpc_errors(address), Client(address) as client:
         started = time.monotonic_ns()
         try:
-            stream = client.stream(text, **options)
+            if chat:
+                stream = client.stream_chat([Message(Role.USER, text)], **options)
+            else:
+                stream = client.stream(text, **options)
         except ValueError as error:
             console.fail(str(error), code=2)
         with stream:

@@ -16,7 +16,7 @@ from baton.cli import console, mesh
 from baton.cli.probe import MeshState, ServiceState, probe
 from baton.cli.waterfall import bar
 
-_GAUGE_CELLS: Final = 10
+_GAUGE_CELLS: Final = 5
 
 
 def status(
@@ -81,7 +81,6 @@ def _services(services: list[ServiceState]) -> Table:
     for title in ("running", "waiting"):
         table.add_column(title, justify="right")
     table.add_column("KV tokens", no_wrap=True)
-    table.add_column("steps", justify="right")
     for state in services:
         row: list[str | Text] = [state.name, state.address, _health(state.health)]
         if state.load is not None:
@@ -90,8 +89,8 @@ def _services(services: list[ServiceState]) -> Table:
             load, capacity = state.load.load, state.load.capacity
             share = load.kv_used_tokens / max(1, capacity.kv_tokens)
             gauge = Text(bar(share, _GAUGE_CELLS).ljust(_GAUGE_CELLS, "░"), style="green" if share < 0.9 else "yellow")
-            gauge.append(f" {load.kv_used_tokens:,} of {capacity.kv_tokens:,}", style="default")
-            row += [f"{load.running} of {capacity.slots}", str(load.waiting), gauge, f"{load.steps:,}"]
+            gauge.append(f" {load.kv_used_tokens:,}/{capacity.kv_tokens:,}", style="default")
+            row += [f"{load.running}/{capacity.slots}", str(load.waiting), gauge]
         table.add_row(*row)
     return table
 
