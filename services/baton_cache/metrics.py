@@ -16,4 +16,9 @@ REDIS_SECONDS = Histogram(
     "baton_cache_redis_seconds", "Time of a Redis call, failed ones included", ["operation"], buckets=_SECONDS
 )
 REDIS_FAILURES = Counter("baton_cache_redis_failures_total", "Redis calls that failed, and how", ["operation", "how"])
+for _how in ("no_answer", "refused", "breaker_open"):
+    for _operation in ("get", "set"):
+        REDIS_FAILURES.labels(_operation, _how)  # a zero is a figure, no data is a question
+for _outcome in ("hit", "absent", "store_failed", "corrupt"):
+    LOOKUPS.labels(_outcome)
 BREAKER_OPEN = Gauge("baton_cache_breaker_open", "1 while Redis is left alone because it does not answer")

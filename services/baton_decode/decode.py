@@ -33,7 +33,7 @@ from baton.telemetry.ledger import Timeline
 from baton.text.tokenizer import Tokenizer
 from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
 from baton.worker.calls import Calls
-from baton.worker.engine import engine_error
+from baton.worker.engine import QUEUE_SECONDS, engine_error
 from baton.worker.engine_time import EngineTime, trace_chunks
 from baton.worker.sampling import FINISH_REASONS, engine_sampling
 from baton_decode.answer import Answer
@@ -194,6 +194,7 @@ class Run:
         if isinstance(event, Failed):
             raise engine_error(event)
         assert isinstance(event, Reserved), event
+        QUEUE_SECONDS.observe(event.queue_ns / 1e9)
         return event.slot
 
     async def stream(self, handle: RequestHandle) -> AsyncGenerator[decode_pb2.GenerateResponse, None]:

@@ -28,6 +28,8 @@ HANDOFF_SECONDS = Histogram(
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
 )
 HANDOFFS = Counter("baton_handoffs_total", "Handoffs by outcome", ["outcome"])
+HANDOFF_BYTES.labels("grpc")
+HANDOFFS.labels("ok")
 
 
 @dataclass(slots=True)

@@ -36,7 +36,7 @@ from baton.telemetry import tracing
 from baton.telemetry.ledger import Timeline
 from baton.v1 import ledger_pb2
 from baton.worker.calls import Calls
-from baton.worker.engine import engine_error
+from baton.worker.engine import QUEUE_SECONDS, engine_error
 from baton.worker.engine_time import EngineTime, trace_chunks
 from baton.worker.sampling import FINISH_REASONS, engine_sampling
 
@@ -144,7 +144,9 @@ async def _feed(handle: RequestHandle, sender: KvSender, timeline: Timeline, acc
                 sender.ready(event.slot, event.layer, event.start, event.stop)
             elif isinstance(event, Output):
                 engine_time.book(event)
-                tracing.record("queue", accepted_ns, event.chunks[0].start_ns if event.chunks else accepted_ns)
+                began_ns = event.chunks[0].start_ns if event.chunks else accepted_ns
+                tracing.record("queue", accepted_ns, began_ns)
+                QUEUE_SECONDS.observe(max(0, began_ns - accepted_ns) / 1e9)
                 trace_chunks(event)
                 first = prefill_pb2.FirstToken(
                     token_id=event.token_ids[0],

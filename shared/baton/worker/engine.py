@@ -23,6 +23,16 @@ STEP_SECONDS = Histogram(
     "Duration of one engine step",
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2),
 )
+BATCH = Histogram(
+    "baton_engine_batch_size",
+    "Requests that got a token in one step, of steps with any",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+)
+QUEUE_SECONDS = Histogram(
+    "baton_engine_queue_seconds",
+    "Time from a request's arrival at the engine until it had KV memory (decode) or began (prefill)",
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+)
 RUNNING = Gauge("baton_engine_running_requests", "Requests in the running batch")
 WAITING = Gauge("baton_engine_waiting_requests", "Requests waiting for a slot or memory")
 KV_USED = Gauge("baton_kv_used_tokens", "KV tokens held")
@@ -74,6 +84,8 @@ async def _fail_with(engine: EngineClient, runtime: Runtime) -> None:
 def _record(report: StepReport) -> None:
     if report.duration_ns:
         STEP_SECONDS.observe(report.duration_ns / 1e9)
+    if report.decode_requests:
+        BATCH.observe(report.decode_requests)
     RUNNING.set(report.running)
     WAITING.set(report.waiting)
     KV_USED.set(report.used_tokens)
