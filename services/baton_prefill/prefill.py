@@ -144,9 +144,10 @@ async def _feed(handle: RequestHandle, sender: KvSender, timeline: Timeline, acc
                 sender.ready(event.slot, event.layer, event.start, event.stop)
             elif isinstance(event, Output):
                 engine_time.book(event)
-                began_ns = event.chunks[0].start_ns if event.chunks else accepted_ns
+                # The engine may be quicker than this process.
+                began_ns = max(accepted_ns, event.chunks[0].start_ns) if event.chunks else accepted_ns
                 tracing.record("queue", accepted_ns, began_ns)
-                QUEUE_SECONDS.observe(max(0, began_ns - accepted_ns) / 1e9)
+                QUEUE_SECONDS.observe((began_ns - accepted_ns) / 1e9)
                 trace_chunks(event)
                 first = prefill_pb2.FirstToken(
                     token_id=event.token_ids[0],

@@ -74,7 +74,9 @@ async def some_traffic(mesh: Mesh, seconds: float) -> None:
             turn += 1
             call = stub.StreamGenerate(
                 inference_pb2.StreamGenerateRequest(
-                    token_ids=sampling_pb2.TokenIds(ids=[7 if turn % 4 == 0 else 5 + turn % 370] * (20 if turn % 2 else 120)),
+                    token_ids=sampling_pb2.TokenIds(
+                        ids=[7 if turn % 4 == 0 else 5 + turn % 370] * (20 if turn % 2 else 120)
+                    ),
                     sampling=sampling_pb2.SamplingParams(max_tokens=12, temperature=0, ignore_eos=True),
                 ),
                 timeout=30,

@@ -27,6 +27,17 @@ _propagator = TraceContextTextMapPropagator()
 _provider: TracerProvider | None = None
 
 
+# Asked all the time, about no request: spans of these would only be noise.
+_QUIET = frozenset(
+    {
+        "/baton.internal.v1.Worker/Watch",
+        "/baton.internal.v1.Observe/WatchMesh",
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+    }
+)
+
+
 def configure(service: str, endpoint: str, ratio: float) -> None:
     """Export spans to the OTLP gRPC receiver at `endpoint` ("host:port"); empty: tracing stays off.
 
@@ -73,7 +84,7 @@ _NO_SPAN = ServerSpan(None)
 @contextmanager
 def server_span(method: str, metadata: Iterable[tuple[str, str | bytes]] | None) -> Iterator[ServerSpan]:
     """Serve a call ("/package.Service/Method") inside the block; its span is current there, a child of the caller's."""
-    if _provider is None:
+    if _provider is None or method in _QUIET:
         yield _NO_SPAN
         return
     carrier = {key: value for key, value in metadata or () if isinstance(value, str)}
@@ -162,6 +173,8 @@ async def _traced(continuation: Any, details: grpc.aio.ClientCallDetails, reques
     """Start the call in a client span that ends when the call does, however it does."""
     assert _provider is not None
     method = details.method.decode() if isinstance(details.method, bytes) else details.method
+    if method in _QUIET:
+        return await continuation(details, request)
     span = _tracer().start_span(
         method.lstrip("/"),
         kind=trace.SpanKind.CLIENT,
