@@ -90,8 +90,10 @@ async def test_a_thousand_requests_are_a_thousand_trees(small_model: Path) -> No
             f"{kind}: {[(place(s), s.attributes.get('baton.outcome')) for s in traces.get(trace_id, [])]}"
             for trace_id, kind in list(incomplete.items())[:6]
         )
-        hits = [span for spans in traces.values() for span in spans if span.attributes.get("baton.cache") == "hit"]
-        assert len(hits) > 150  # on a busy machine some lookups time out, and are misses
+        roots = [span for spans in traces.values() for span in spans if span.parent_id == PARENT]
+        assert sum(root.attributes["baton.outcome"] == "cancelled" for root in roots) > 150
+        # On a busy machine some lookups time out, and are misses.
+        assert sum(root.attributes["baton.cache"] == "hit" for root in roots) > 100
         strays = [span for trace_id, spans in traces.items() if trace_id not in kinds for span in spans]
         assert {span.trace_id for span in strays} <= {"f" * 32}, {place(span) for span in strays}
     finally:
@@ -131,12 +133,15 @@ def whole(spans: list[Span], kind: str) -> bool:
         return False
     (root,) = roots
     services = {span.service.removeprefix("baton-") for span in spans}
-    expected = {"cached": {"router", "cache"}, "local": {"router", "decode"}}.get(kind, {"router", "decode", "prefill"})
-    outcome = root.attributes.get("baton.outcome")
+    outcome, hit = root.attributes.get("baton.outcome"), root.attributes.get("baton.cache") == "hit"
+    expected = {"router", "cache"} if hit else {"router", "decode"}
+    if kind in ("remote", "cancelled"):
+        expected.add("prefill")
     return (
         root.parent_id == PARENT
         and expected <= services
-        and outcome == ("cancelled" if kind == "cancelled" else "ok")
+        # A request may be through before its cancel arrives.
+        and outcome in (("cancelled", "ok") if kind == "cancelled" else ("ok",))
         and all(span.end_ns >= span.start_ns for span in spans)
     )
 
