@@ -48,6 +48,7 @@ class Store:
         self._redis = redis
         self._timeout = timeout
         self._breaker = breaker
+        self._last_refusal = ""
 
     @classmethod
     @asynccontextmanager
@@ -117,6 +118,7 @@ class Store:
             if str(error).startswith("WRONGTYPE"):
                 raise NotAValue from None
             REDIS_FAILURES.labels(operation, "refused").inc()
+            self._refused(operation, error)
             raise StoreFailed("refused") from error
         except UNREACHABLE as error:
             self._did_not_answer(error)
@@ -132,6 +134,13 @@ class Store:
             log.info("Redis answers again")
             BREAKER_OPEN.set(0)
         self._breaker.worked()
+
+    def _refused(self, operation: str, error: ResponseError) -> None:
+        # The first word is Redis' code for it (OOM, READONLY, NOAUTH, DENIED); the rest may quote what was sent.
+        code = str(error).partition(" ")[0][:32]
+        if code != self._last_refusal:
+            self._last_refusal = code
+            log.warning("Redis refuses to %s: %s", operation, code)
 
     def _did_not_answer(self, error: Exception) -> None:
         was_open = self._breaker.open

@@ -178,6 +178,7 @@ class WorkerView:
     async def _follow_worker(self, role: worker_pb2.WorkerRole.ValueType, target: str) -> None:
         """Watch one address for ever; reconnects with a growing, bounded pause."""
         backoff = _FIRST_BACKOFF
+        told = False  # once per absence
         while True:
             watched = False
             try:
@@ -186,7 +187,11 @@ class WorkerView:
             except TimeoutError:
                 log.warning("%s %s is silent", _TIERS[role], target)
             except grpc.aio.AioRpcError as error:
-                log.info("%s %s is not there: %s", _TIERS[role], target, error.code().name)
+                if watched or not told:
+                    log.info("%s %s is not there: %s", _TIERS[role], target, error.code().name)
+                told = True
+            if watched:
+                told = False
             backoff = _FIRST_BACKOFF if watched else min(backoff * 2, _LAST_BACKOFF)
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
 

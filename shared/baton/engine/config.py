@@ -23,7 +23,7 @@ class EngineConfig:
     block_tokens: int = 16  # granularity in which KV tokens are counted
     step_tokens: int = 256  # token budget of a step: decode first, prompt chunks after
     max_waiting: int = 256  # requests that may wait; more are refused
-    aging_seconds: float = 1.0  # waiting this long raises a request's effective priority by one
+    aging_seconds: float = 1.0  # above 0: waiting this long raises a request's effective priority by one
     threads: int = 1  # CPU threads of torch
 
     def to_json(self) -> str:

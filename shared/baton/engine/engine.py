@@ -212,17 +212,21 @@ class Engine:
         if not self._continue(request, command.token_ids):
             return
         request.computed = len(request.tokens) - 1
+        self._end_if_over(request)
+
+    def _compute_here(self, command: ComputeHere) -> None:
+        request = self._reserved(command.request_id)
+        if request is not None and self._continue(request, command.token_ids) and command.token_ids:
+            self._end_if_over(request)
+
+    def _end_if_over(self, request: Request) -> None:
+        """The last token, generated elsewhere, may have ended it."""
         if (reason := request.finish_reason(self.longest)) is not None:
             output = Output(
                 request_id=request.request_id, index=request.num_generated, token_ids=[], finish_reason=reason
             )
             self._free(request)
             self._emit([output])
-
-    def _compute_here(self, command: ComputeHere) -> None:
-        request = self._reserved(command.request_id)
-        if request is not None:
-            self._continue(request, command.token_ids)
 
     def _continue(self, request: Request, token_ids: Sequence[int]) -> bool:
         """A reserved request runs, after tokens generated elsewhere; False: they are impossible, and it failed."""

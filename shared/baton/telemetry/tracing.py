@@ -32,6 +32,8 @@ _QUIET = frozenset(
     {
         "/baton.internal.v1.Worker/Watch",
         "/baton.internal.v1.Observe/WatchMesh",
+        "/baton.internal.v1.Observe/GetRecord",
+        "/baton.internal.v1.Observe/ListRecords",
         "/grpc.health.v1.Health/Check",
         "/grpc.health.v1.Health/Watch",
     }
