@@ -16,6 +16,7 @@ from baton.handoff.receiver import KvReceiver
 from baton.handoff.wire import WIRE_VERSION, HandoffCorrupt, layer_table
 from baton.internal.v1 import decode_pb2, kv_pb2, prefill_pb2, prefill_pb2_grpc
 from baton.rpc.channel import ChannelPool
+from baton.telemetry import tracing
 from baton.telemetry.tracing import Attribute
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,8 @@ class PrefillClient:
         # At most one entry per chunk in flight, and those are bounded by the credit.
         credits: asyncio.Queue[int] = asyncio.Queue()
         async with self._channels.channel(target) as channel:
-            call = prefill_pb2_grpc.PrefillStub(channel).Prefill(_requests(start, credits), timeout=timeout)
+            prefill = prefill_pb2_grpc.PrefillStub(channel).Prefill
+            call = tracing.call("baton.internal.v1.Prefill/Prefill", prefill, _requests(start, credits), timeout)
             messages = aiter(call)
             try:
                 while True:

@@ -15,6 +15,7 @@ import grpc
 from baton.internal.v1 import decode_pb2, decode_pb2_grpc, timing_pb2
 from baton.rpc.channel import ChannelPool
 from baton.rpc.errors import DeadlineExceeded
+from baton.telemetry import tracing
 from baton.text.tokenizer import Tokenizer
 from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
 from baton_router.account import Account
@@ -201,7 +202,8 @@ class Attempt:
             prefill = stack.enter_context(ExitStack())
             request.prefill_candidates.extend(self._prefill_candidates(request.model_fingerprint, prefill))
             async with self._tier.channels.channel(self._worker.target) as channel:
-                call = decode_pb2_grpc.DecodeStub(channel).Generate(request, timeout=timeout)
+                generate = decode_pb2_grpc.DecodeStub(channel).Generate
+                call = tracing.call("baton.internal.v1.Decode/Generate", generate, request, timeout)
                 stack.callback(call.cancel)
                 stack.enter_context(self._worker.running(call))
                 try:

@@ -12,12 +12,14 @@ import grpc
 from baton.internal.v1 import response_cache_pb2, response_cache_pb2_grpc
 from baton.rpc.breaker import Breaker
 from baton.rpc.channel import ChannelPool
+from baton.telemetry import tracing
 from baton.v1 import inference_pb2, sampling_pb2
 from baton_router.metrics import CACHE_FAILURES
 from baton_router.validate import ResolvedRequest
 
 log = logging.getLogger(__name__)
 
+_SERVICE = "baton.internal.v1.ResponseCache"
 FILL_SECONDS = 2.0
 MAX_FILLS = 64
 
@@ -87,9 +89,9 @@ class ResponseCache:
             return None
         try:
             async with self._channels.channel(self._target) as channel:
-                found = await response_cache_pb2_grpc.ResponseCacheStub(channel).Lookup(
-                    response_cache_pb2.LookupRequest(key=key), timeout=self._timeout
-                )
+                lookup = response_cache_pb2_grpc.ResponseCacheStub(channel).Lookup
+                request = response_cache_pb2.LookupRequest(key=key)
+                found = await tracing.call(f"{_SERVICE}/Lookup", lookup, request, self._timeout)
         except grpc.aio.AioRpcError as error:
             self._breaker.failed()
             CACHE_FAILURES.labels("lookup").inc()
@@ -117,8 +119,8 @@ class ResponseCache:
     async def _fill(self, request: response_cache_pb2.FillRequest) -> None:
         try:
             async with self._channels.channel(self._target) as channel:
-                stub = response_cache_pb2_grpc.ResponseCacheStub(channel)
-                await stub.Fill(request, timeout=FILL_SECONDS)
+                fill = response_cache_pb2_grpc.ResponseCacheStub(channel).Fill
+                await tracing.call(f"{_SERVICE}/Fill", fill, request, FILL_SECONDS)
         except grpc.aio.AioRpcError as error:
             self._breaker.failed()
             CACHE_FAILURES.labels("fill").inc()

@@ -20,7 +20,7 @@ from baton.verify.cases import CASES
 from baton.verify.experiment import Finding, run_case
 from baton.verify.lab import running_lab
 
-_TITLES = ("injected", "where it must show", "injected, ms", "found there", "elsewhere", "holds")
+_TITLES = ("injected", "must show in", "ms", "there", "elsewhere", "holds")
 
 
 def verify_ledger(

@@ -8,8 +8,6 @@ from contextlib import asynccontextmanager
 
 import grpc
 
-from baton.telemetry.tracing import client_interceptors
-
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 MESH_CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
@@ -40,12 +38,12 @@ SERVER_OPTIONS: list[tuple[str, int | str]] = [
 
 
 def mesh_channel(target: str) -> grpc.aio.Channel:
-    """A channel to another service of the mesh; its calls carry the current trace.
+    """A channel to another service of the mesh.
 
     Args:
         target: gRPC name, for example "127.0.0.1:4000" or "dns:///decode:4000".
     """
-    return grpc.aio.insecure_channel(target, options=MESH_CHANNEL_OPTIONS, interceptors=client_interceptors())
+    return grpc.aio.insecure_channel(target, options=MESH_CHANNEL_OPTIONS)
 
 
 class ChannelPool:

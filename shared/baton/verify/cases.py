@@ -75,5 +75,5 @@ CASES: Final = (
     Case("slow prefill step, +50 ms", _steps("prefill"), "prefill", "compute", DELAY),
     Case("slow decode steps, +50 ms each", _steps("decode"), "decode", "compute", DELAY * (TOKENS - 1)),
     Case("handoff at 2 MB/s", _narrow_handoff, "decode", "transfer", None, prompt_tokens=1000),
-    Case("client stops reading for 0.5 s", lambda lab: None, "router", "stall", None, stall_seconds=0.5),
+    Case("client stops reading for 2 s", lambda lab: None, "router", "stall", None, stall_seconds=2.0),
 )
