@@ -12,7 +12,10 @@ class DecodeSettings(WorkerSettings):
         64, ge=0, description="prompts up to this many tokens are computed here; longer ones by a prefill service"
     )
     handoff_credit_bytes: int = Field(
-        8 * 1024 * 1024, ge=1024 * 1024, description="KV bytes a prefill service may have in flight to one request"
+        1024 * 1024,
+        ge=1024 * 1024,
+        # The first token, and the keepalive that must be answered within a second, wait behind what is in flight.
+        description="KV bytes a prefill service may have in flight to one request; more only pays on long, fast links",
     )
     prefill_silence_seconds: float = Field(
         30.0, gt=0, description="a prefill call that says nothing for this long is given up"
