@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+import urllib.request
 from pathlib import Path
 
 import grpc
@@ -164,6 +166,37 @@ def whole(spans: list[Span], kind: str) -> bool:
         and outcome in (("cancelled", "ok") if kind == "cancelled" else ("ok",))
         and all(span.end_ns >= span.start_ns for span in spans)
     )
+
+
+async def test_a_slow_collector_costs_nothing_but_spans(small_model: Path) -> None:
+    """Every export times out: requests do not notice, the services end in time, and what was lost is counted."""
+    rng = random.Random(3)
+    async with receiver() as collector:
+        collector.slow_seconds = 60.0
+        flags = ("--otlp-endpoint", f"http://{collector.address}")
+        async with running_mesh(small_model, worker_flags=flags, router_flags=flags) as mesh, mesh.stub() as stub:
+            began = time.monotonic()
+            for number in range(40):
+                await ask(stub, f"{number + 1:032x}", "remote", rng)
+            assert time.monotonic() - began < 10
+            async with asyncio.timeout(30):
+                while not await spans_lost(mesh.router.metrics):  # noqa: ASYNC110 another process counts
+                    await asyncio.sleep(0.2)
+            # Leaving the block stops every service, and fails where one takes longer than it may.
+    assert not collector.spans
+
+
+async def spans_lost(metrics: str) -> float:
+    """The router's count of spans that were not delivered."""
+
+    def read() -> str:
+        with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    for line in (await asyncio.to_thread(read)).splitlines():
+        if line.startswith('baton_spans_lost_total{why="not_delivered"}'):
+            return float(line.split()[-1])
+    raise AssertionError("not counted")
 
 
 async def test_no_exporter_no_spans(small_model: Path) -> None:
