@@ -150,7 +150,7 @@ def test_other_commands_find_the_mesh(baton_up: Callable[..., Any]) -> None:
     assert [service["health"] for service in state["services"]] == ["serving"] * 4
     assert state["services"][2]["load"]["running"] == 3
     table = up.run("status", "--ready-file", str(up.ready_file))
-    assert "250 of 1,000" in table.stdout
+    assert "250/1,000" in table.stdout
     answer = up.run("generate", "Once upon a time", "--quiet")
     assert (answer.returncode, answer.stdout) == (0, " Once upon a time\n")
     wrong = up.run("generate", "x", "--target", "127.0.0.1:1")
