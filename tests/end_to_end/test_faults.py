@@ -67,12 +67,19 @@ async def test_a_thousand_cancels_leave_nothing(small_model: Path) -> None:
         for _ in range(CANCELS // 20):
             await asyncio.gather(*(one(rng.randrange(10**6)) for _ in range(20)))
         assert outcomes["cancelled"] > CANCELS // 2, outcomes
-        after = await mesh.wait_quiet(5)
-        await asyncio.sleep(0.5)
-        after = await mesh.wait_quiet(5)
-        for name, state in after.items():
-            assert state.tasks <= before[name].tasks + 3, (name, before[name], state)
-            assert state.open_files <= before[name].open_files + 3, (name, before[name], state)
+        # What is left behind stays; what is on its way out may take a moment on a busy machine.
+        end = time.monotonic() + 15
+        while True:
+            after = await mesh.wait_quiet(5)
+            grown = {
+                name: (before[name], state)
+                for name, state in after.items()
+                if state.tasks > before[name].tasks + 3 or state.open_files > before[name].open_files + 3
+            }
+            if not grown:
+                break
+            assert time.monotonic() < end, grown
+            await asyncio.sleep(0.2)
         tokens, _ = await collect(stub, ask(100, 8, 1))
         assert len(tokens) == 8
 
