@@ -138,7 +138,7 @@ def check_model(name: str, field: str, limits: Limits) -> None:
         ModelNotFound: another one.
     """
     if name and name != limits.model_name:
-        raise ModelNotFound(field, f"is not served here; {limits.model_name} is")
+        raise ModelNotFound(field, f"{name!r} is not served here; {limits.model_name!r} is")
 
 
 def check_length(num_tokens: int, field: str, limits: Limits) -> None:

@@ -69,10 +69,10 @@ def _list(records: Sequence[observe_pb2.RequestRecord]) -> Table | Text:
     if not records:
         return Text("no requests yet", style="dim")
     table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
-    for title in ("received", "request", "method", "outcome"):
-        table.add_column(title, no_wrap=True)
-    for title in ("tokens", "first, ms", "all, ms"):
-        table.add_column(title, justify="right", no_wrap=True)
+    for title, width in (("received", 8), ("request", 8), ("outcome", 9)):
+        table.add_column(title, no_wrap=True, min_width=width)
+    for title, width in (("tokens", 9), ("first, ms", 9), ("all, ms", 7)):
+        table.add_column(title, justify="right", no_wrap=True, min_width=width)
     table.add_column("mostly", no_wrap=True, overflow="ellipsis")
     for record in records:
         ledger, usage = client_ledger.from_proto(record.summary.ledger), record.summary.usage
@@ -81,8 +81,7 @@ def _list(records: Sequence[observe_pb2.RequestRecord]) -> Table | Text:
             mostly.append(f"{entry.hop} {entry.kind}  ", style=COLOURS.get(entry.kind, "white"))
         table.add_row(
             record.received.ToDatetime().strftime("%H:%M:%S"),
-            record.request_id[:12],
-            record.method,
+            record.request_id[:8],
             Text(record.outcome, style="green" if record.outcome == "ok" else "yellow"),
             f"{usage.prompt_tokens} → {usage.completion_tokens}",
             milliseconds(ledger.first_token.total_ns) if ledger.first_token else "",

@@ -42,6 +42,8 @@ def verify_ledger(
         print(json.dumps([_json(finding) for finding in findings]))
     else:
         console.out.print(_table(findings))
+        if not all(finding.holds for finding in findings):
+            console.err.print("[dim]Other work on this machine shows as time elsewhere: try again when it is idle.[/]")
     if markdown is not None:
         markdown.write_text(_markdown(findings), encoding="utf-8")
     raise typer.Exit(0 if all(finding.holds for finding in findings) else 1)
@@ -56,7 +58,12 @@ async def _run(model: Path, pairs: int, only: str) -> list[Finding]:
             findings = []
             for case in cases:
                 bars.update(task, description=case.name)
-                findings.append(await run_case(lab, case, pairs, lambda: bars.advance(task)))
+                finding = await run_case(lab, case, pairs, lambda: bars.advance(task))
+                if not finding.holds:
+                    # Medians of few pairs are rough: what fails is measured again, longer.
+                    bars.update(task, description=f"again: {case.name}", total=(bars.tasks[0].total or 0) + 2 * pairs + 1)
+                    finding = await run_case(lab, case, 2 * pairs, lambda: bars.advance(task))
+                findings.append(finding)
     return findings
 
 
@@ -72,9 +79,9 @@ def _cells(finding: Finding) -> list[str]:
 
 
 def _table(findings: Sequence[Finding]) -> Table:
-    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
     for index, title in enumerate(_TITLES):
-        table.add_column(title, justify="left" if index < 2 else "right", no_wrap=True)
+        table.add_column(title, justify="left" if index < 2 else "right", no_wrap=index > 1)
     for finding in findings:
         *cells, holds = _cells(finding)
         table.add_row(*cells, Text(holds, style="green" if finding.holds else "bold red"))

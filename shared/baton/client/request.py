@@ -56,7 +56,7 @@ class Options(TypedDict, total=False):
     frequency_penalty: float
     logit_bias: Mapping[int, float]
     seed: int
-    stop: Sequence[str]
+    stop: str | Sequence[str]
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     skip_special_tokens: bool
@@ -97,13 +97,17 @@ def sampling(options: Options) -> sampling_pb2.SamplingParams:
     """
     unknown = options.keys() - _KNOWN
     if unknown:
-        raise TypeError(f"unknown option: {', '.join(sorted(unknown))}")
+        raise TypeError(f"unknown option: {', '.join(sorted(unknown))}; there are {', '.join(sorted(_KNOWN))}")
     values = cast("dict[str, object]", options)
     params = sampling_pb2.SamplingParams()
     for name in _SCALARS:
         if values.get(name) is not None:
-            setattr(params, name, values[name])
-    params.stop.extend(options.get("stop", ()))
+            try:
+                setattr(params, name, values[name])
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{name}: {error}") from None
+    stop = options.get("stop", ())
+    params.stop.extend([stop] if isinstance(stop, str) else stop)  # a text is a sequence too: of its letters
     params.stop_token_ids.extend(options.get("stop_token_ids", ()))
     params.logit_bias.update(options.get("logit_bias", {}))
     return params
@@ -146,6 +150,8 @@ def stream_chat_request(messages: Sequence[Message], options: Options) -> infere
 def metadata(options: Options, always: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """gRPC metadata of a call: the client's own, and the request id."""
     request_id = options.get("request_id")
+    if request_id and not (len(request_id) <= 128 and all("!" <= char <= "~" for char in request_id)):
+        raise ValueError("request_id: must be 1 to 128 visible ASCII characters")
     return (*always, ("x-request-id", request_id)) if request_id else tuple(always)
 
 
@@ -155,6 +161,8 @@ def timeout(options: Options, default: float | None) -> float | None:
 
 
 def _messages(messages: Sequence[Message]) -> list[chat_pb2.ChatMessage]:
+    if not all(isinstance(message, Message) for message in messages):
+        raise TypeError("messages must be a list of Message(Role, text)")
     return [
         chat_pb2.ChatMessage(role=message.role.value, content=[chat_pb2.ContentPart(text=message.text)])
         for message in messages

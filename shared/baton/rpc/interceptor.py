@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -17,6 +18,7 @@ from baton.telemetry.tracing import ServerSpan, server_span
 
 log = logging.getLogger(__name__)
 
+_USABLE_ID = re.compile(r"[!-~]{1,128}")
 _INTERNAL = "internal error; the server's log has the details under this request id"
 
 
@@ -24,7 +26,10 @@ current_request_id: ContextVar[str] = ContextVar("current_request_id", default="
 
 
 def adopt_request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """The request id of this call: the caller's x-request-id if it is usable, else a new one. Errors will carry it."""
+    """The request id of this call: the caller's x-request-id if it is usable, else a new one. Errors carry it.
+
+    Usable are 1 to 128 visible ASCII characters.
+    """
     request_id = _sent_request_id(context) or uuid.uuid4().hex
     current_request_id.set(request_id)
     return request_id
@@ -32,7 +37,7 @@ def adopt_request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
 
 def _sent_request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     for key, value in context.invocation_metadata() or ():
-        if key == "x-request-id" and isinstance(value, str) and 0 < len(value) <= 128 and value.isprintable():
+        if key == "x-request-id" and isinstance(value, str) and _USABLE_ID.fullmatch(value):
             return value
     return ""
 

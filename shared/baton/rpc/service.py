@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from baton import __version__
@@ -67,7 +68,14 @@ Build = Callable[[SettingsT, Runtime], AbstractAsyncContextManager[None]]
 
 def main(name: str, settings_class: type[SettingsT], build: Build[SettingsT], argv: list[str] | None = None) -> int:
     """Entry point of a service process. `build` registers the servicers on entry and frees everything on exit."""
-    settings = CliApp.run(settings_class, cli_args=sys.argv[1:] if argv is None else argv, cli_exit_on_error=True)
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        settings = CliApp.run(settings_class, cli_args=arguments, cli_exit_on_error=True)
+    except ValidationError as error:
+        for wrong in error.errors():
+            option = "-".join(str(part) for part in wrong["loc"]).replace("_", "-")
+            print(f"error: --{option}: {wrong['msg']}", file=sys.stderr)
+        return 2
     logs.configure(name, settings.log_level)
     return asyncio.run(_run(name, settings, build))
 

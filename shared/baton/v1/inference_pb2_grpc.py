@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class InferenceStub:
     """Inference answers prompts with a language model. Errors carry google.rpc details: BadRequest with field paths, RetryInfo,
-    QuotaFailure, and ErrorInfo with domain "baton" and a stable reason.
+    and ErrorInfo with domain "baton" and a stable reason.
 
     Metadata in: W3C traceparent, x-request-id (1 to 128 visible ASCII characters; drawn by the server when unset).
     Metadata out: x-request-id; trailers carry server-timing.
@@ -83,7 +83,7 @@ class InferenceStub:
 
 class InferenceServicer:
     """Inference answers prompts with a language model. Errors carry google.rpc details: BadRequest with field paths, RetryInfo,
-    QuotaFailure, and ErrorInfo with domain "baton" and a stable reason.
+    and ErrorInfo with domain "baton" and a stable reason.
 
     Metadata in: W3C traceparent, x-request-id (1 to 128 visible ASCII characters; drawn by the server when unset).
     Metadata out: x-request-id; trailers carry server-timing.
@@ -198,7 +198,7 @@ def add_InferenceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Inference:
     """Inference answers prompts with a language model. Errors carry google.rpc details: BadRequest with field paths, RetryInfo,
-    QuotaFailure, and ErrorInfo with domain "baton" and a stable reason.
+    and ErrorInfo with domain "baton" and a stable reason.
 
     Metadata in: W3C traceparent, x-request-id (1 to 128 visible ASCII characters; drawn by the server when unset).
     Metadata out: x-request-id; trailers carry server-timing.

@@ -28,7 +28,7 @@ GRPC_VERSION: str
 
 class InferenceStub:
     """Inference answers prompts with a language model. Errors carry google.rpc details: BadRequest with field paths, RetryInfo,
-    QuotaFailure, and ErrorInfo with domain "baton" and a stable reason.
+    and ErrorInfo with domain "baton" and a stable reason.
 
     Metadata in: W3C traceparent, x-request-id (1 to 128 visible ASCII characters; drawn by the server when unset).
     Metadata out: x-request-id; trailers carry server-timing.
@@ -58,7 +58,7 @@ class InferenceStub:
 @_typing.type_check_only
 class InferenceAsyncStub(InferenceStub):
     """Inference answers prompts with a language model. Errors carry google.rpc details: BadRequest with field paths, RetryInfo,
-    QuotaFailure, and ErrorInfo with domain "baton" and a stable reason.
+    and ErrorInfo with domain "baton" and a stable reason.
 
     Metadata in: W3C traceparent, x-request-id (1 to 128 visible ASCII characters; drawn by the server when unset).
     Metadata out: x-request-id; trailers carry server-timing.
@@ -84,7 +84,7 @@ class InferenceAsyncStub(InferenceStub):
 
 class InferenceServicer(metaclass=_abc_1.ABCMeta):
     """Inference answers prompts with a language model. Errors carry google.rpc details: BadRequest with field paths, RetryInfo,
-    QuotaFailure, and ErrorInfo with domain "baton" and a stable reason.
+    and ErrorInfo with domain "baton" and a stable reason.
 
     Metadata in: W3C traceparent, x-request-id (1 to 128 visible ASCII characters; drawn by the server when unset).
     Metadata out: x-request-id; trailers carry server-timing.
