@@ -61,7 +61,8 @@ async def _run(model: Path, pairs: int, only: str) -> list[Finding]:
                 finding = await run_case(lab, case, pairs, lambda: bars.advance(task))
                 if not finding.holds:
                     # Medians of few pairs are rough: what fails is measured again, longer.
-                    bars.update(task, description=f"again: {case.name}", total=(bars.tasks[0].total or 0) + 2 * pairs + 1)
+                    whole = (bars.tasks[0].total or 0) + 2 * pairs + 1
+                    bars.update(task, description=f"again: {case.name}", total=whole)
                     finding = await run_case(lab, case, 2 * pairs, lambda: bars.advance(task))
                 findings.append(finding)
     return findings
