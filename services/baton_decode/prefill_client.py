@@ -131,7 +131,7 @@ class PrefillClient:
         )
         receiver = KvReceiver(self._engine.layout, self._engine.memory, slot, 0, len(token_ids))
         # At most one entry per chunk in flight, and those are bounded by the credit.
-        credits: asyncio.Queue[int] = asyncio.Queue()
+        credits: asyncio.Queue[int | None] = asyncio.Queue()
         async with self._channels.channel(target) as channel:
             prefill = prefill_pb2_grpc.PrefillStub(channel).Prefill
             call = tracing.call("baton.internal.v1.Prefill/Prefill", prefill, _requests(start, credits), timeout)
@@ -174,12 +174,15 @@ class PrefillClient:
                 raise PrefillLost(f"{target}: {error}") from error
             finally:
                 call.cancel()
+                credits.put_nowait(None)  # cancelling a call that is over does not end the task that reads our requests
                 handoff.bytes = receiver.received_bytes
                 HANDOFF_BYTES.labels("grpc").inc(receiver.received_bytes)
 
 
-async def _requests(start: prefill_pb2.Start, credits: asyncio.Queue[int]) -> AsyncIterator[prefill_pb2.PrefillRequest]:
-    """Start, then credits for ever: cancelling the call ends it."""
+async def _requests(
+    start: prefill_pb2.Start, credits: asyncio.Queue[int | None]
+) -> AsyncIterator[prefill_pb2.PrefillRequest]:
+    """Start, then credits until None."""
     yield prefill_pb2.PrefillRequest(start=start)
-    while True:
-        yield prefill_pb2.PrefillRequest(credit=prefill_pb2.Credit(bytes=await credits.get()))
+    while (size := await credits.get()) is not None:
+        yield prefill_pb2.PrefillRequest(credit=prefill_pb2.Credit(bytes=size))
