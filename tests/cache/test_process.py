@@ -137,7 +137,7 @@ def test_no_text_and_no_password_is_logged(
 def test_a_wrong_url_is_refused_without_repeating_it(start: Callable[..., Process]) -> None:
     process = start("--redis-url", "http://:sesame@somewhere")
     assert process.process.wait(20) != 0
-    assert "redis_url" in process.log()
+    assert "--redis-url" in process.log()
     assert "sesame" not in process.log()
 
 
