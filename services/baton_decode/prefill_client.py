@@ -129,9 +129,12 @@ class PrefillClient:
             codecs=[kv_pb2.KV_CODEC_RAW],
             priority=request.priority,
         )
-        receiver = KvReceiver(self._engine.layout, self._engine.memory, slot, 0, len(token_ids))
+        receiver = KvReceiver(self._engine.layout, self._engine.memory, slot, 0, len(token_ids), self._credit_bytes)
         # At most one entry per chunk in flight, and those are bounded by the credit.
         credits: asyncio.Queue[int | None] = asyncio.Queue()
+        if receiver.all_granted:
+            credits.put_nowait(None)
+        needed = True
         async with self._channels.channel(target) as channel:
             prefill = prefill_pb2_grpc.PrefillStub(channel).Prefill
             call = tracing.call("baton.internal.v1.Prefill/Prefill", prefill, _requests(start, credits), timeout)
@@ -147,14 +150,20 @@ class PrefillClient:
                             handoff.accepted_ns = time.monotonic_ns()
                         case "chunk":
                             handoff.first_chunk_ns = handoff.first_chunk_ns or time.monotonic_ns()
-                            credits.put_nowait(receiver.accept(message.chunk))
+                            if granted := receiver.accept(message.chunk):
+                                credits.put_nowait(granted)
+                                if receiver.all_granted:
+                                    credits.put_nowait(None)
                             handoff.chunks += 1
                         case "first_token":
                             handoff.first_token(message.first_token)
                             yield message.first_token
                             if message.first_token.finish_reason:
-                                HANDOFFS.labels("not_needed").inc()
-                                return
+                                needed = False
+                                credits.put_nowait(None)
+                        case "done" if not needed:
+                            HANDOFFS.labels("not_needed").inc()
+                            return
                         case "done":
                             receiver.verify(message.done)
                             handoff.done_ns = time.monotonic_ns()
@@ -182,7 +191,11 @@ class PrefillClient:
 async def _requests(
     start: prefill_pb2.Start, credits: asyncio.Queue[int | None]
 ) -> AsyncIterator[prefill_pb2.PrefillRequest]:
-    """Start, then credits until None."""
+    """Start, then credits until None, which closes our side.
+
+    The prefill service ends a call only after that: a credit written into a call that has just ended would fail, and
+    gRPC would then keep the call for ever if nobody reads it to its end.
+    """
     yield prefill_pb2.PrefillRequest(start=start)
     while (size := await credits.get()) is not None:
         yield prefill_pb2.PrefillRequest(credit=prefill_pb2.Credit(bytes=size))

@@ -5,8 +5,8 @@
 3. The engine computes it in chunks. After each layer of each chunk it says which tokens are ready, and the sender
    streams them while the next layer computes, as far as the caller's credit reaches.
 4. The first token is sampled and overtakes all KV still queued.
-5. When the last chunk is out, `Done` follows and the call ends. Whatever way it ends, leaving the `async with` frees
-   the prompt's KV: here and nowhere else.
+5. When the last chunk is out and the caller, all its credit granted, has closed its side, `Done` follows and the call
+   ends. Whatever way it ends, leaving the `async with` frees the prompt's KV: here and nowhere else.
 """
 
 from __future__ import annotations
@@ -76,10 +76,8 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
             async with self._engine.request(submit) as handle:
                 accepted_ns = time.monotonic_ns()
                 sender.control(prefill_pb2.PrefillResponse(accepted=prefill_pb2.PrefillAccepted()))
-                feeding = [
-                    asyncio.create_task(_feed(handle, sender, timeline, accepted_ns)),
-                    asyncio.create_task(_take_credits(request_iterator, sender)),
-                ]
+                taking_credits = asyncio.create_task(_take_credits(request_iterator, sender))
+                feeding = [asyncio.create_task(_feed(handle, sender, timeline, accepted_ns)), taking_credits]
                 for task in feeding:
                     task.add_done_callback(sender.fail_with)  # or an unexpected error would leave the caller waiting
                 try:
@@ -89,6 +87,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
                         span.set(
                             {"baton.handoff.bytes": sender.digest.bytes, "baton.handoff.chunks": sender.digest.chunks}
                         )
+                    await taking_credits
                 finally:
                     # Both are gone before the slot is freed: nobody reads it any more.
                     for task in feeding:

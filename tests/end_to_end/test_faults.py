@@ -14,7 +14,7 @@ from baton.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
 from tests.fixtures.mesh import running_mesh
 
 CANCELS = 1000
-SLACK = 12  # tasks; up to 7 more were seen to stay after all these cancels, which ones is not known yet
+SLACK = 3  # tasks that answer the question itself
 
 
 def ask(length: int, new_tokens: int, seed: int = 0) -> inference_pb2.StreamGenerateRequest:

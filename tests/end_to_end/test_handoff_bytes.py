@@ -20,6 +20,7 @@ from tests.fixtures.mesh import running_mesh
 from tests.fixtures.models import full_sampling
 
 NEW_TOKENS = 12
+CREDIT = 1 << 30
 
 
 class Local:
@@ -59,7 +60,7 @@ class Local:
 async def receive(address: str, local: Local, slot: int, prompt: list[int]) -> int:
     """What decode does, by hand: fetch the KV of `prompt` into a slot. Returns the first token."""
     spec = local.engine.spec
-    receiver = KvReceiver(local.engine.layout, memoryview(local.engine.pool.memory), slot, 0, len(prompt))
+    receiver = KvReceiver(local.engine.layout, memoryview(local.engine.pool.memory), slot, 0, len(prompt), CREDIT)
     async with grpc.aio.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
         call = prefill_pb2_grpc.PrefillStub(channel).Prefill(timeout=30)
         await call.write(
@@ -72,11 +73,12 @@ async def receive(address: str, local: Local, slot: int, prompt: list[int]) -> i
                     token_ids=prompt,
                     prompt_tokens=len(prompt),
                     sampling=full_sampling(max_tokens=NEW_TOKENS),
-                    credit_bytes=1 << 30,
+                    credit_bytes=CREDIT,
                     codecs=[kv_pb2.KV_CODEC_RAW],
                 )
             )
         )
+        await call.done_writing()
         first = -1
         async for message in call:
             match message.WhichOneof("message"):

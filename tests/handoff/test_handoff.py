@@ -48,16 +48,27 @@ def digest_of(chunks: list[kv_pb2.KvChunk]) -> prefill_pb2.Done:
 
 
 @settings(deadline=None)
-@given(seed=st.integers(0, 1000), tokens=st.integers(1, 64), start=st.integers(0, 63), order=st.randoms())
-def test_any_order_arrives_bit_equal(seed: int, tokens: int, start: int, order: random.Random) -> None:
+@given(
+    seed=st.integers(0, 1000),
+    tokens=st.integers(1, 64),
+    start=st.integers(0, 63),
+    credit=st.integers(0, 30_000),
+    order=st.randoms(),
+)
+def test_any_order_arrives_bit_equal(seed: int, tokens: int, start: int, credit: int, order: random.Random) -> None:
     start = min(start, tokens - 1)
     layout, source = pool(seed)
     _, target = pool(seed + 1)
     before = bytes(target)
     chunks = chunks_of(layout, source, 2, start, tokens)
     order.shuffle(chunks)
-    receiver = KvReceiver(layout, memoryview(target), 1, start, tokens)
-    assert sum(receiver.accept(chunk) for chunk in chunks) == receiver.received_bytes
+    receiver = KvReceiver(layout, memoryview(target), 1, start, tokens, credit)
+    total = sum(len(chunk.data) for chunk in chunks)
+    assert receiver.all_granted == (credit >= total)
+    # With what it starts with, the sender is granted exactly what it needs.
+    assert sum(receiver.accept(chunk) for chunk in chunks) == max(0, total - credit)
+    assert receiver.all_granted
+    assert receiver.received_bytes == total
     receiver.verify(digest_of(chunks))
     for layer in range(len(LAYERS)):
         got = layout.rows(memoryview(target), layer, 1, start, tokens)
@@ -77,7 +88,7 @@ def test_every_flipped_byte_is_caught() -> None:
         data = bytearray(chunk.data)
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         chunk.data = bytes(data)
-        receiver = KvReceiver(layout, memoryview(bytearray(layout.total_bytes)), 0, 0, 64)
+        receiver = KvReceiver(layout, memoryview(bytearray(layout.total_bytes)), 0, 0, 64, 0)
         with pytest.raises(HandoffCorrupt, match="checksum"):
             receiver.accept(chunk)
         caught += 1
@@ -103,7 +114,7 @@ def test_a_chunk_that_lies_about_itself_is_refused(change: dict[str, int], messa
     chunk = wire.read_chunk(layout, memoryview(source), 0, 0, 8, 12)
     for field, value in change.items():
         setattr(chunk, field, value)
-    receiver = KvReceiver(layout, memoryview(bytearray(layout.total_bytes)), 0, 2, 40)
+    receiver = KvReceiver(layout, memoryview(bytearray(layout.total_bytes)), 0, 2, 40, 0)
     with pytest.raises(HandoffCorrupt, match=message):
         receiver.accept(chunk)
 
@@ -111,7 +122,7 @@ def test_a_chunk_that_lies_about_itself_is_refused(change: dict[str, int], messa
 def test_missing_and_repeated_chunks_are_refused() -> None:
     layout, source = pool(5)
     chunks = chunks_of(layout, source, 0, 0, 30)
-    receiver = KvReceiver(layout, memoryview(bytearray(layout.total_bytes)), 0, 0, 30)
+    receiver = KvReceiver(layout, memoryview(bytearray(layout.total_bytes)), 0, 0, 30, 0)
     for chunk in chunks[:-1]:
         receiver.accept(chunk)
     with pytest.raises(HandoffCorrupt, match="not the KV sent"):
@@ -129,7 +140,7 @@ async def test_credit_bounds_what_is_in_flight_and_the_first_token_overtakes(mon
     for layer in range(len(LAYERS)):
         sender.ready(0, layer, 0, 64)
     target = bytearray(layout.total_bytes)
-    receiver = KvReceiver(layout, memoryview(target), 0, 0, 64)
+    receiver = KvReceiver(layout, memoryview(target), 0, 0, 64, 1024)
     messages = sender.messages()
     in_flight = 0
     kinds: list[str] = []
@@ -139,7 +150,7 @@ async def test_credit_bounds_what_is_in_flight_and_the_first_token_overtakes(mon
     waiting = asyncio.ensure_future(anext(messages))
     await asyncio.sleep(0.02)
     assert not waiting.done()
-    assert in_flight <= 1024
+    assert 0 < in_flight <= 1024
     # Out of credit, with chunks queued: the first token goes out all the same.
     sender.control(prefill_pb2.PrefillResponse(first_token=prefill_pb2.FirstToken(token_id=7)))
     assert (await asyncio.wait_for(waiting, 1)).first_token.token_id == 7

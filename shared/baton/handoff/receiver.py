@@ -13,9 +13,17 @@ class KvReceiver:
     """Writes the KV of tokens [start_token, tokens) into a reserved slot. Accepts chunks in any order, each token once.
 
     Nothing it wrote counts until `verify` has returned: the caller commits only then.
+
+    Args:
+        layout, memory: of the pool that is written.
+        slot: reserved in it.
+        start_token, tokens: which.
+        credit_bytes: KV bytes the sender may have under way; granted to it at the start.
     """
 
-    def __init__(self, layout: PoolLayout, memory: memoryview, slot: int, start_token: int, tokens: int) -> None:
+    def __init__(
+        self, layout: PoolLayout, memory: memoryview, slot: int, start_token: int, tokens: int, credit_bytes: int
+    ) -> None:
         self._layout = layout
         self._memory = memory
         self._slot = slot
@@ -23,6 +31,13 @@ class KvReceiver:
         self._tokens = tokens
         self._have = np.zeros((len(layout.layers), tokens - start_token), dtype=np.bool_)
         self._digest = StreamDigest()
+        token_bytes = sum(sum(layout.token_bytes(layer)) for layer in range(len(layout.layers)))
+        self._ungranted = max(0, token_bytes * (tokens - start_token) - credit_bytes)
+
+    @property
+    def all_granted(self) -> bool:
+        """The sender has credit for everything still to come."""
+        return not self._ungranted
 
     @property
     def received_bytes(self) -> int:
@@ -33,7 +48,7 @@ class KvReceiver:
         """Check one chunk and copy it into the slot.
 
         Returns:
-            Its KV bytes, to be granted to the sender again.
+            Bytes to grant to the sender for it: its own, as long as more than the credit is still to come.
 
         Raises:
             HandoffCorrupt: wrong place, size, codec or checksum, or tokens that were already here.
@@ -57,7 +72,9 @@ class KvReceiver:
         values[:] = view[len(keys) :]
         have[:] = True
         self._digest.add(chunk)
-        return len(data)
+        granted = min(len(data), self._ungranted)
+        self._ungranted -= granted
+        return granted
 
     def verify(self, done: prefill_pb2.Done) -> None:
         """Check that all that was sent arrived, and that it is all that is needed.

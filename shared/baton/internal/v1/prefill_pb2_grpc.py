@@ -48,7 +48,8 @@ class PrefillServicer:
 
     def Prefill(self, request_iterator, context):
         """Computes one prompt and streams its KV, layer by layer and chunk by chunk, while later parts compute. The first token
-        overtakes queued KV. The caller grants credits, in bytes; KV beyond them waits.
+        overtakes queued KV. The caller grants credits, in bytes; KV beyond them waits. It closes its side once the credits
+        cover all KV still to come, or once the first token said that no KV is needed; Done comes after that.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

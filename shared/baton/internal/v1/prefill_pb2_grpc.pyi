@@ -35,7 +35,8 @@ class PrefillStub:
     def __new__(cls, channel: _aio.Channel) -> PrefillAsyncStub: ...
     Prefill: _grpc.StreamStreamMultiCallable[_prefill_pb2.PrefillRequest, _prefill_pb2.PrefillResponse]
     """Computes one prompt and streams its KV, layer by layer and chunk by chunk, while later parts compute. The first token
-    overtakes queued KV. The caller grants credits, in bytes; KV beyond them waits.
+    overtakes queued KV. The caller grants credits, in bytes; KV beyond them waits. It closes its side once the credits
+    cover all KV still to come, or once the first token said that no KV is needed; Done comes after that.
     """
 
 @_typing.type_check_only
@@ -45,7 +46,8 @@ class PrefillAsyncStub(PrefillStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Prefill: _aio.StreamStreamMultiCallable[_prefill_pb2.PrefillRequest, _prefill_pb2.PrefillResponse]  # type: ignore[assignment]
     """Computes one prompt and streams its KV, layer by layer and chunk by chunk, while later parts compute. The first token
-    overtakes queued KV. The caller grants credits, in bytes; KV beyond them waits.
+    overtakes queued KV. The caller grants credits, in bytes; KV beyond them waits. It closes its side once the credits
+    cover all KV still to come, or once the first token said that no KV is needed; Done comes after that.
     """
 
 class PrefillServicer(metaclass=_abc_1.ABCMeta):
@@ -58,7 +60,8 @@ class PrefillServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_prefill_pb2.PrefillResponse], _abc.AsyncIterator[_prefill_pb2.PrefillResponse]]:
         """Computes one prompt and streams its KV, layer by layer and chunk by chunk, while later parts compute. The first token
-        overtakes queued KV. The caller grants credits, in bytes; KV beyond them waits.
+        overtakes queued KV. The caller grants credits, in bytes; KV beyond them waits. It closes its side once the credits
+        cover all KV still to come, or once the first token said that no KV is needed; Done comes after that.
         """
 
 def add_PrefillServicer_to_server(servicer: PrefillServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
