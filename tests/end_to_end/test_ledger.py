@@ -16,18 +16,16 @@ from tests.fixtures.mesh import running_mesh
 from tests.fixtures.models import random_llama
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_injected_delays_land_where_they_belong(tmp_path: Path) -> None:
     """Every case of `baton verify-ledger`; wall clocks of the services are minutes apart meanwhile."""
     model = random_llama(tmp_path / "model", hidden=128, layers=4, context=2048)
     wrong = []
     async with running_lab(model) as lab:
         for case in CASES:
-            finding = await run_case(lab, case, pairs=5)
-            if not finding.holds:  # medians of five are rough on a busy machine
-                finding = await run_case(lab, case, pairs=15)
+            finding = await run_case(lab, case, pairs=5, most_pairs=60)
             if not finding.holds or finding.residual > 0.001:
-                wrong.append((case.name, finding.share, finding.strayed, finding.residual, finding.changes))
+                wrong.append(finding)
     assert not wrong
 
 

@@ -10,8 +10,10 @@ from baton.verify.lab import Lab
 
 DELAY: Final = 0.05
 """Seconds of each injected delay."""
-TOKENS: Final = 6
+TOKENS: Final = 3
 """Generated tokens of a request."""
+LONG_TOKENS: Final = 150
+"""The same where the client stops reading: more than the buffers on the way to it hold."""
 HANDOFF_BYTES_PER_SECOND: Final = 2_000_000
 
 
@@ -36,7 +38,7 @@ class Case:
     seconds: float | None
     cached: bool = False
     stall_seconds: float = 0.0
-    prompt_tokens: int = 64
+    prompt_tokens: int = 32
 
 
 def _forward(link: str) -> Callable[[Lab], None]:
@@ -75,5 +77,5 @@ CASES: Final = (
     Case("slow prefill step, +50 ms", _steps("prefill"), "prefill", "compute", DELAY),
     Case("slow decode steps, +50 ms each", _steps("decode"), "decode", "compute", DELAY * (TOKENS - 1)),
     Case("handoff at 2 MB/s", _narrow_handoff, "decode", "transfer", None, prompt_tokens=1000),
-    Case("client stops reading for 2 s", lambda lab: None, "router", "stall", None, stall_seconds=2.0),
+    Case("client stops reading for 4 s", lambda lab: None, "router", "stall", None, stall_seconds=4.0),
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Final
@@ -13,7 +14,8 @@ import grpc
 
 from baton.client import ledger as client_ledger
 from baton.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
-from baton.verify.cases import TOKENS, Case
+from baton.verify.cases import LONG_TOKENS, TOKENS, Case
+from baton.verify.estimate import Estimate
 from baton.verify.lab import Lab
 
 _TIMEOUT: Final = 60.0
@@ -31,33 +33,45 @@ class Finding:
         case: of what.
         injected: what the delay cost the request, seconds: as given, or as the whole request grew.
         share: of it, that is in the right entry.
-        strayed: of it, that is in all other entries together, absolute.
+        strayed: of it, that is in all other entries together; negative: they shrank.
         changes: by how much each entry grew, seconds.
         residual: the largest residual of any of its requests, seconds, absolute.
+        pairs: how many.
     """
 
     case: Case
     injected: float
-    share: float
-    strayed: float
+    share: Estimate
+    strayed: Estimate
     changes: Mapping[str, float]
     residual: float
+    pairs: int
 
     @property
     def holds(self) -> bool:
         """At least 95 % in the right entry, at most 5 % elsewhere."""
-        return self.share >= 0.95 and self.strayed <= 0.05
+        return self.share.median >= 0.95 and abs(self.strayed.median) <= 0.05
+
+    @property
+    def surely_holds(self) -> bool:
+        """It holds anywhere in the confidence intervals: more pairs would hardly change that."""
+        return self.share.surely_within(0.95, math.inf) and self.strayed.surely_within(-0.05, 0.05)
 
 
-async def run_case(lab: Lab, case: Case, pairs: int, on_pair: Callable[[], None] = lambda: None) -> Finding:
-    """One case, over pairs of requests: one without the delay, one with it."""
+async def run_case(
+    lab: Lab, case: Case, pairs: int, most_pairs: int, on_pair: Callable[[int], None] = lambda pairs: None
+) -> Finding:
+    """One case, over pairs of requests: one without the delay, one with it.
+
+    Measures `pairs` of them, and where that leaves open whether it holds, more until it surely does, or `most_pairs`.
+    """
     rng = random.Random(case.name)
     changes: list[dict[tuple[str, str], float]] = []
     totals: list[float] = []
     residual = 0.0
     async with grpc.aio.insecure_channel(lab.router, options=_SMALL_WINDOW) as channel:
         stub = inference_pb2_grpc.InferenceStub(channel)
-        for pair in range(pairs + 1):
+        for pair in range(most_pairs + 1):
             prompt = [rng.randrange(5, 300) for _ in range(case.prompt_tokens)]
             if case.cached:
                 await _ask(stub, case, prompt, stall=0)  # fills the cache
@@ -73,21 +87,26 @@ async def run_case(lab: Lab, case: Case, pairs: int, on_pair: Callable[[], None]
                 lab.clear()
             if not pair % 2:
                 before, first_residual = await _rested(stub, case, without)
+            residual = max(residual, first_residual, second_residual)
+            if not pair:
+                continue  # it warms up
             changes.append({part: after.get(part, 0) - before.get(part, 0) for part in {*before, *after}})
             totals.append(sum(after.values()) - sum(before.values()))
-            residual = max(residual, first_residual, second_residual)
-            on_pair()
-    changes, totals = changes[1:], totals[1:]  # the first pair warms up
+            on_pair(pair)
+            if pair >= pairs and (finding := _finding(case, changes, totals, residual)).surely_holds:
+                return finding
+    return _finding(case, changes, totals, residual)
+
+
+def _finding(case: Case, changes: Sequence[Parts], totals: Sequence[float], residual: float) -> Finding:
     right = (case.hop, case.kind)
     injected = [total if case.seconds is None else case.seconds for total in totals]
-    share = median(change.get(right, 0.0) / cost for change, cost in zip(changes, injected, strict=True))
-    strayed = median(
-        sum(value for part, value in change.items() if part != right) / cost
-        for change, cost in zip(changes, injected, strict=True)
-    )
+    costs = list(zip(changes, injected, strict=True))
+    share = Estimate.of([change.get(right, 0.0) / cost for change, cost in costs])
+    strayed = Estimate.of([sum(v for part, v in change.items() if part != right) / cost for change, cost in costs])
     parts = sorted({part for change in changes for part in change})
     grew = {" ".join(part): median(change.get(part, 0.0) for change in changes) for part in parts}
-    return Finding(case, median(injected), share, abs(strayed), grew, residual)
+    return Finding(case, median(injected), share, strayed, grew, residual, len(changes))
 
 
 def _changed(prompt: list[int], case: Case) -> list[int]:
@@ -112,7 +131,7 @@ async def _ask(
         inference_pb2.StreamGenerateRequest(
             token_ids=sampling_pb2.TokenIds(ids=prompt),
             sampling=sampling_pb2.SamplingParams(
-                max_tokens=TOKENS * (14 if case.stall_seconds else 1), temperature=0, ignore_eos=True
+                max_tokens=LONG_TOKENS if case.stall_seconds else TOKENS, temperature=0, ignore_eos=True
             ),
             cache_control=inference_pb2.CacheControl(mode=mode),
         ),

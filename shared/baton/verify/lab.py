@@ -18,6 +18,9 @@ from baton.verify.proxy import Connect, Proxy
 
 CLOCK_SECONDS: Final = {"router": 0, "cache": 300, "prefill": -300, "decode": 600}
 """By how much each service's wall clock is off."""
+STEP_SECONDS: Final = 0.01
+"""Every step of every engine sleeps so long, delayed or not, as a host does while its accelerator computes. Without it
+services and engines fight for a machine's few cores, a delay anywhere pauses that fight, and the fight is measured."""
 
 
 @dataclass(slots=True)
@@ -36,11 +39,7 @@ class Lab:
 
     def slow_steps(self, tier: str, seconds: float) -> None:
         """From now on every step of a tier's engine takes so much longer."""
-        path = self.directory / tier
-        if seconds:
-            path.write_text(str(seconds))
-        else:
-            path.unlink(missing_ok=True)
+        (self.directory / tier).write_text(str(STEP_SECONDS + seconds))
 
     def clear(self) -> None:
         """Nothing is wrong any more."""
@@ -88,7 +87,9 @@ async def running_lab(model: Path, on_log: OnLog = lambda process, line: None) -
         mesh = Stack(plan, None, 120.0, on_log, relay)
         stack.push_async_callback(mesh.stop)
         running = await mesh.start()
-        yield Lab(running.router, links, directory)
+        lab = Lab(running.router, links, directory)
+        lab.clear()
+        yield lab
 
 
 def _connector(address: str) -> Connect:
