@@ -154,12 +154,11 @@ class Before:
             assert not scheduler.free_slots or needed > room or left[0] in plan.preempted
 
     def _check_preemption(self, plan: Plan) -> None:
-        urgency = self.world.urgency
+        urgency, scheduler = self.world.urgency, self.world.scheduler
         assert all(victim in self.preemptible for victim in plan.preempted)
-        assert set(plan.preempted_slots) == {victim.sequence for victim in plan.preempted}
         survivors = [r for r in self.preemptible if r not in plan.preempted]
         for victim in plan.preempted:
-            assert victim.state is State.WAITING
+            assert victim.state is State.WAITING and 0 <= plan.preempted[victim] < scheduler.num_slots
             assert all(urgency(r) < urgency(victim) for r in survivors)
 
     def _check_progress(self, plan: Plan) -> None:

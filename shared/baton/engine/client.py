@@ -1,14 +1,10 @@
-"""The front's side of an engine process: start it, submit requests, read their events. asyncio; no torch."""
+"""The front's side of an engine process: submit requests, read their events. asyncio; no torch."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import mmap
-import os
 import secrets
-import socket
-import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -16,8 +12,8 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from baton.engine.config import EngineConfig
-from baton.engine.errors import EngineError
-from baton.engine.frames import BrokenStream, Unframer, frame
+from baton.engine.frames import BrokenStream, frame
+from baton.engine.launch import EngineProcess, OnProgress, launch
 from baton.engine.messages import (
     Command,
     Commit,
@@ -27,10 +23,7 @@ from baton.engine.messages import (
     Failed,
     Inspect,
     KvReady,
-    LoadFailed,
-    Loading,
     Output,
-    Ready,
     Release,
     Reserved,
     StepReport,
@@ -41,7 +34,6 @@ from baton.engine.messages import (
 )
 
 RequestEvent = Reserved | KvReady | Output | Failed
-OnProgress = Callable[[str, float], None]
 
 
 class EngineDied(Exception):
@@ -101,26 +93,18 @@ class EngineClient:
         on_report: called with every StepReport.
     """
 
-    def __init__(
-        self,
-        process: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        unframer: Unframer,
-        ready: Ready,
-        memory: mmap.mmap,
-    ) -> None:
-        self.spec = ready.spec
-        self.layout = ready.layout
-        self.memory = memoryview(memory)
-        self.capacity_tokens = ready.capacity_tokens
-        self.max_context = ready.max_context
+    def __init__(self, engine: EngineProcess) -> None:
+        self.spec = engine.ready.spec
+        self.layout = engine.ready.layout
+        self.memory = memoryview(engine.memory)
+        self.capacity_tokens = engine.ready.capacity_tokens
+        self.max_context = engine.ready.max_context
         self.incarnation = secrets.token_hex(8)
         self.on_report: list[Callable[[StepReport], None]] = []
-        self._process = process
-        self._reader = reader
-        self._writer = writer
-        self._unframer = unframer
+        self._process = engine.process
+        self._reader = engine.reader
+        self._writer = engine.writer
+        self._unframer = engine.unframer
         self._handles: dict[str, RequestHandle] = {}
         self._inspections: dict[int, asyncio.Future[DebugState]] = {}
         self._numbers = itertools.count(1)
@@ -141,49 +125,7 @@ class EngineClient:
         Raises:
             EngineError: it cannot serve this model, ended, or was not ready within `timeout` seconds.
         """
-        here, there = socket.socketpair()
-        memory_fd = os.memfd_create("baton-kv", os.MFD_CLOEXEC)
-        process: asyncio.subprocess.Process | None = None
-        writer: asyncio.StreamWriter | None = None
-        try:
-            async with asyncio.timeout(timeout):
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    "baton.engine.process",
-                    f"--socket-fd={there.fileno()}",
-                    f"--memory-fd={memory_fd}",
-                    f"--config={config.to_json()}",
-                    pass_fds=(there.fileno(), memory_fd),
-                    stdin=asyncio.subprocess.DEVNULL,
-                )
-                there.close()
-                reader, writer = await asyncio.open_connection(sock=here)
-                unframer = Unframer()
-                ready = await _ready(reader, unframer, on_progress)
-            memory = mmap.mmap(memory_fd, ready.layout.total_bytes)
-            return cls(process, reader, writer, unframer, ready, memory)
-        except BaseException as error:
-            if writer is not None:
-                writer.close()
-            # One whose end of the socket is closed ends by itself; to kill it would lose its status.
-            if (
-                process is not None
-                and process.returncode is None
-                and not isinstance(error, asyncio.IncompleteReadError)
-            ):
-                process.kill()
-            status = await process.wait() if process is not None else None
-            if isinstance(error, TimeoutError):
-                raise EngineError(f"the engine was not ready after {timeout:g} s") from None
-            if isinstance(error, asyncio.IncompleteReadError):
-                raise EngineError(f"the engine process ended with status {status} while loading") from None
-            raise
-        finally:
-            os.close(memory_fd)
-            there.close()
-            if writer is None:
-                here.close()
+        return cls(await launch(config, on_progress, timeout))
 
     @property
     def dead(self) -> bool:
@@ -314,17 +256,3 @@ class EngineClient:
                 if (handle := self._handles.get(event.request_id)) is not None:
                     handle.push(event)
 
-
-async def _ready(reader: asyncio.StreamReader, unframer: Unframer, on_progress: OnProgress) -> Ready:
-    """Follow the loading to its end."""
-    while data := await reader.read(1 << 16):
-        for body in unframer.feed(data):
-            for event in event_decoder.decode(body):
-                match event:
-                    case Loading():
-                        on_progress(event.stage, event.fraction)
-                    case LoadFailed():
-                        raise EngineError(event.message)
-                    case Ready():
-                        return event
-    raise asyncio.IncompleteReadError(b"", None)

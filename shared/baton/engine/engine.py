@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from baton.engine.admission import refusal
 from baton.engine.config import EngineConfig
 from baton.engine.layout import ModelSpec, PoolLayout
 from baton.engine.loader import LoadedModel, OnProgress, load
@@ -131,8 +132,8 @@ class Engine:
         """One step: every decoding request gets a token, prompts advance by the rest of the token budget."""
         started = self._clock()
         plan = self.scheduler.schedule(started)
-        for request in plan.preempted:
-            self._release(request, plan.preempted_slots[request.sequence], clean=False)
+        for request, slot in plan.preempted.items():
+            self._release(request, slot, clean=False)
         self._tell_reserved(plan, started)
         outputs: list[Event] = []
         if plan.work:
@@ -162,8 +163,16 @@ class Engine:
     # ------------------------------------------------------------------------------------------ commands
 
     def _submit(self, command: Submit) -> None:
-        if (refusal := self._refusal(command)) is not None:
-            self._emit([Failed(command.request_id, *refusal)])
+        refused = refusal(
+            command,
+            vocab_size=self.spec.vocab_size,
+            longest=self.longest,
+            known=command.request_id in self._requests,
+            waiting=len(self.scheduler.waiting),
+            max_waiting=self._max_waiting,
+        )
+        if refused is not None:
+            self._emit([Failed(command.request_id, *refused)])
             return
         now = self._clock()
         stops = command.sampling.stop_token_ids
@@ -185,25 +194,6 @@ class Engine:
         self._sequence += 1
         self._requests[request.request_id] = request
         self.scheduler.submit(request)
-
-    def _refusal(self, command: Submit) -> tuple[FailureReason, str] | None:
-        """Why a request cannot be taken; None: it can."""
-        count = len(command.token_ids)
-        if not 1 <= command.num_prompt_tokens <= count:
-            return FailureReason.INVALID, f"{count} tokens with a prompt of {command.num_prompt_tokens}"
-        if count - command.num_prompt_tokens >= command.sampling.max_tokens:
-            return FailureReason.INVALID, "max_tokens are already generated"
-        if not 0 <= command.start_token < count:
-            return FailureReason.INVALID, f"start_token {command.start_token} is not below {count}"
-        if min(command.token_ids) < 0 or max(command.token_ids) >= self.spec.vocab_size:
-            return FailureReason.INVALID, f"a token id is outside the vocabulary of {self.spec.vocab_size}"
-        if count >= self.longest:
-            return FailureReason.INVALID, f"{count} tokens leave no room in a context of {self.longest}"
-        if command.request_id in self._requests:
-            return FailureReason.INVALID, f"request {command.request_id} is already here"
-        if len(self.scheduler.waiting) >= self._max_waiting:
-            return FailureReason.OVERLOADED, f"{self._max_waiting} requests are waiting already"
-        return None
 
     def _commit(self, command: Commit) -> None:
         request = self._reserved(command.request_id)
@@ -262,17 +252,7 @@ class Engine:
             return [self._fail(work.request, f"the step failed: {error}") for work in plan.work]
         for work in plan.work:
             work.request.computed += work.count
-        rows = [
-            SampleRow(
-                sampling=request.sampling,
-                position=len(request.tokens),
-                prompt=request.prompt,
-                output=request.output,
-                blocked=request.blocked,
-                penalties=request.penalties,
-            )
-            for request in requests
-        ]
+        rows = [_row(request) for request in requests]
         events: list[Event] = []
         try:
             tokens = sample(logits, rows)
@@ -358,3 +338,14 @@ class Engine:
             free_tokens=self.capacity_tokens - used,
             preempted=len(plan.preempted),
         )
+
+
+def _row(request: Request) -> SampleRow:
+    return SampleRow(
+        sampling=request.sampling,
+        position=len(request.tokens),
+        prompt=request.prompt,
+        output=request.output,
+        blocked=request.blocked,
+        penalties=request.penalties,
+    )

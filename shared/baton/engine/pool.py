@@ -43,6 +43,7 @@ class Pool:
             if own:
                 os.close(fd)
         self._budget = budget_bytes
+        self._token_bytes = sum(sum(layout.token_bytes(i)) for i in range(len(layout.layers)))
         self._touched = [0] * layout.num_slots  # tokens ever written since the slot's memory was given back
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
@@ -58,7 +59,7 @@ class Pool:
     @property
     def touched_bytes(self) -> int:
         """Memory that slots occupy, held or kept for reuse."""
-        return sum(self._touched) * sum(sum(self.layout.token_bytes(i)) for i in range(len(self.layout.layers)))
+        return sum(self._touched) * self._token_bytes
 
     def touch(self, slot: int, tokens: int) -> None:
         """Tokens [0, tokens) of the slot are about to be written."""

@@ -52,8 +52,7 @@ class Plan:
 
     work: list[Work] = field(default_factory=list)
     admitted: list[Request] = field(default_factory=list)
-    preempted: list[Request] = field(default_factory=list)
-    preempted_slots: dict[int, int] = field(default_factory=dict)  # request's sequence number -> slot it lost
+    preempted: dict[Request, int] = field(default_factory=dict)  # request -> the slot it lost
     prefill_tokens: int = 0  # tokens in chunks, of prompts and of recomputed requests
     decode_requests: int = 0  # requests that go on by one token
 
@@ -99,7 +98,6 @@ class Scheduler:
             if budget and self._grow(request, plan, now_ns):
                 plan.work.append(Work(request, request.computed, 1))
                 budget -= 1
-        plan.work = [work for work in plan.work if work.request.state is State.RUNNING]
         budget = self._chunks(plan, budget, now_ns)
         self._admit(plan, now_ns)
         self._chunks(plan, budget, now_ns)
@@ -161,12 +159,11 @@ class Scheduler:
 
     def _preempt(self, request: Request, plan: Plan) -> None:
         self.holding.remove(request)
-        plan.preempted_slots[request.sequence] = request.slot
+        plan.preempted[request] = request.slot
         self._release(request)
         request.state = State.WAITING
         request.preemptions += 1
         self.waiting.append(request)
-        plan.preempted.append(request)
 
     def _release(self, request: Request) -> None:
         self._free_slots.append(request.slot)
