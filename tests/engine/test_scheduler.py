@@ -158,7 +158,8 @@ class Before:
         assert all(victim in self.preemptible for victim in plan.preempted)
         survivors = [r for r in self.preemptible if r not in plan.preempted]
         for victim in plan.preempted:
-            assert victim.state is State.WAITING and 0 <= plan.preempted[victim] < scheduler.num_slots
+            assert victim.state is State.WAITING
+            assert 0 <= plan.preempted[victim] < scheduler.num_slots
             assert all(urgency(r) < urgency(victim) for r in survivors)
 
     def _check_progress(self, plan: Plan) -> None:

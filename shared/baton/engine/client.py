@@ -255,4 +255,3 @@ class EngineClient:
                 # A request that was released meanwhile has no handle any more.
                 if (handle := self._handles.get(event.request_id)) is not None:
                     handle.push(event)
-
