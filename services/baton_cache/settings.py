@@ -13,7 +13,7 @@ class CacheSettings(ServiceSettings):
     """`python -m baton_cache`: the response cache, kept in Redis."""
 
     # What is wrong with a URL can be said without repeating the password in it.
-    model_config = SettingsConfigDict(hide_input_in_errors=True)
+    model_config = SettingsConfigDict(cli_prog_name="python -m baton_cache", hide_input_in_errors=True)
 
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),

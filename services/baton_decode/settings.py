@@ -1,12 +1,15 @@
 """Settings of the decode service."""
 
 from pydantic import Field
+from pydantic_settings import SettingsConfigDict
 
 from baton.worker.settings import WorkerSettings
 
 
 class DecodeSettings(WorkerSettings):
     """`python -m baton_decode`: runs requests to their end, batched, with prompts computed here or by prefill."""
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m baton_decode")
 
     local_prefill_tokens: int = Field(
         64, ge=0, description="prompts up to this many tokens are computed here; longer ones by a prefill service"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydantic import Field
+from pydantic_settings import SettingsConfigDict
 
 from baton.models import bundled_model
 from baton.rpc.settings import ServiceSettings
@@ -12,6 +13,8 @@ from baton.rpc.settings import ServiceSettings
 
 class RouterSettings(ServiceSettings):
     """`python -m baton_router`: the public API; checks, tokenizes, places, streams."""
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m baton_router")
 
     model: Path = Field(default_factory=bundled_model, description="model directory; default: the bundled tiny model")
     model_name: str = Field("", description="name clients call the model by; default: the directory's name")

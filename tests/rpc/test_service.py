@@ -63,3 +63,12 @@ async def test_says_why_it_cannot_start(arguments: tuple[str, ...], reason: str,
     assert process.returncode == 1
     assert reason in output.decode()
     assert "Traceback" not in output.decode()
+
+
+@pytest.mark.parametrize("service", ["router", "cache", "prefill", "decode"])
+async def test_help_says_how_the_service_is_started(service: str) -> None:
+    process = await start(f"baton_{service}", "--help")
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0
+    assert out.decode().startswith(f"usage: python -m baton_{service} ")
+    assert "--listen" in out.decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Annotated, Any, Final
 
 import grpc
@@ -36,7 +37,7 @@ def top(
     Rates, percentiles and shares are of the last ten seconds, as the router sees them. Ctrl-C ends it.
     """
     address = mesh.target_or_default(target)
-    with console.rpc_errors(address), grpc.insecure_channel(address) as channel:
+    with console.rpc_errors(address), suppress(KeyboardInterrupt), grpc.insecure_channel(address) as channel:
         states = _states(channel, interval, once=once)
         if as_json:
             for state in states:

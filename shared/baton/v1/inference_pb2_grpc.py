@@ -27,7 +27,10 @@ if _version_not_supported:
 
 class InferenceStub:
     """Inference answers prompts with a language model. Errors carry google.rpc details: BadRequest with field paths, RetryInfo,
-    and ErrorInfo with domain "baton" and a stable reason.
+    and ErrorInfo with domain "baton" and a stable reason: INVALID_ARGUMENT, MODEL_NOT_FOUND, NOT_FOUND, FAILED_PRECONDITION,
+    FINGERPRINT_MISMATCH, OVERLOADED, SLOW_READER, UNAVAILABLE, WORKER_LOST, DEADLINE_EXCEEDED, INTERNAL.
+
+    Messages may have 16 MiB; a prompt and its answer fit in the context that GetModel tells.
 
     Metadata in: W3C traceparent, x-request-id (1 to 128 visible ASCII characters; drawn by the server when unset).
     Metadata out: x-request-id; trailers carry server-timing.
@@ -83,7 +86,10 @@ class InferenceStub:
 
 class InferenceServicer:
     """Inference answers prompts with a language model. Errors carry google.rpc details: BadRequest with field paths, RetryInfo,
-    and ErrorInfo with domain "baton" and a stable reason.
+    and ErrorInfo with domain "baton" and a stable reason: INVALID_ARGUMENT, MODEL_NOT_FOUND, NOT_FOUND, FAILED_PRECONDITION,
+    FINGERPRINT_MISMATCH, OVERLOADED, SLOW_READER, UNAVAILABLE, WORKER_LOST, DEADLINE_EXCEEDED, INTERNAL.
+
+    Messages may have 16 MiB; a prompt and its answer fit in the context that GetModel tells.
 
     Metadata in: W3C traceparent, x-request-id (1 to 128 visible ASCII characters; drawn by the server when unset).
     Metadata out: x-request-id; trailers carry server-timing.
@@ -198,7 +204,10 @@ def add_InferenceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Inference:
     """Inference answers prompts with a language model. Errors carry google.rpc details: BadRequest with field paths, RetryInfo,
-    and ErrorInfo with domain "baton" and a stable reason.
+    and ErrorInfo with domain "baton" and a stable reason: INVALID_ARGUMENT, MODEL_NOT_FOUND, NOT_FOUND, FAILED_PRECONDITION,
+    FINGERPRINT_MISMATCH, OVERLOADED, SLOW_READER, UNAVAILABLE, WORKER_LOST, DEADLINE_EXCEEDED, INTERNAL.
+
+    Messages may have 16 MiB; a prompt and its answer fit in the context that GetModel tells.
 
     Metadata in: W3C traceparent, x-request-id (1 to 128 visible ASCII characters; drawn by the server when unset).
     Metadata out: x-request-id; trailers carry server-timing.

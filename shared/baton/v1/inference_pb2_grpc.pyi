@@ -28,7 +28,10 @@ GRPC_VERSION: str
 
 class InferenceStub:
     """Inference answers prompts with a language model. Errors carry google.rpc details: BadRequest with field paths, RetryInfo,
-    and ErrorInfo with domain "baton" and a stable reason.
+    and ErrorInfo with domain "baton" and a stable reason: INVALID_ARGUMENT, MODEL_NOT_FOUND, NOT_FOUND, FAILED_PRECONDITION,
+    FINGERPRINT_MISMATCH, OVERLOADED, SLOW_READER, UNAVAILABLE, WORKER_LOST, DEADLINE_EXCEEDED, INTERNAL.
+
+    Messages may have 16 MiB; a prompt and its answer fit in the context that GetModel tells.
 
     Metadata in: W3C traceparent, x-request-id (1 to 128 visible ASCII characters; drawn by the server when unset).
     Metadata out: x-request-id; trailers carry server-timing.
@@ -58,7 +61,10 @@ class InferenceStub:
 @_typing.type_check_only
 class InferenceAsyncStub(InferenceStub):
     """Inference answers prompts with a language model. Errors carry google.rpc details: BadRequest with field paths, RetryInfo,
-    and ErrorInfo with domain "baton" and a stable reason.
+    and ErrorInfo with domain "baton" and a stable reason: INVALID_ARGUMENT, MODEL_NOT_FOUND, NOT_FOUND, FAILED_PRECONDITION,
+    FINGERPRINT_MISMATCH, OVERLOADED, SLOW_READER, UNAVAILABLE, WORKER_LOST, DEADLINE_EXCEEDED, INTERNAL.
+
+    Messages may have 16 MiB; a prompt and its answer fit in the context that GetModel tells.
 
     Metadata in: W3C traceparent, x-request-id (1 to 128 visible ASCII characters; drawn by the server when unset).
     Metadata out: x-request-id; trailers carry server-timing.
@@ -84,7 +90,10 @@ class InferenceAsyncStub(InferenceStub):
 
 class InferenceServicer(metaclass=_abc_1.ABCMeta):
     """Inference answers prompts with a language model. Errors carry google.rpc details: BadRequest with field paths, RetryInfo,
-    and ErrorInfo with domain "baton" and a stable reason.
+    and ErrorInfo with domain "baton" and a stable reason: INVALID_ARGUMENT, MODEL_NOT_FOUND, NOT_FOUND, FAILED_PRECONDITION,
+    FINGERPRINT_MISMATCH, OVERLOADED, SLOW_READER, UNAVAILABLE, WORKER_LOST, DEADLINE_EXCEEDED, INTERNAL.
+
+    Messages may have 16 MiB; a prompt and its answer fit in the context that GetModel tells.
 
     Metadata in: W3C traceparent, x-request-id (1 to 128 visible ASCII characters; drawn by the server when unset).
     Metadata out: x-request-id; trailers carry server-timing.

@@ -1,0 +1,25 @@
+"""`baton top` ends when told to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from baton.cli import top
+from baton.cli.main import app
+from baton.internal.v1 import observe_pb2
+
+
+def test_ctrl_c_is_the_way_out_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def states(*_: Any, **__: Any) -> Iterator[observe_pb2.WatchMeshResponse]:
+        yield observe_pb2.WatchMeshResponse()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(top, "_states", states)
+    result = CliRunner().invoke(app, ["top", "--target", "127.0.0.1:1", "--json"])
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) == 1
+    assert "cancelled" not in result.output
