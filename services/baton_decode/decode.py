@@ -34,15 +34,13 @@ from baton.text.tokenizer import Tokenizer
 from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
 from baton.worker.calls import Calls
 from baton.worker.engine import QUEUE_SECONDS, engine_error
-from baton.worker.engine_time import EngineTime, trace_chunks
+from baton.worker.engine_time import TELL_NS, EngineTime, trace_chunks
 from baton.worker.sampling import FINISH_REASONS, engine_sampling
 from baton_decode.answer import Answer
 from baton_decode.pace import Pace
 from baton_decode.prefill_client import Handoff, PrefillClient, PrefillLost
 
 log = logging.getLogger(__name__)
-
-_TELL_NS = 100_000_000  # so old may the account be of a request that never finishes
 
 
 class DecodeServicer(decode_pb2_grpc.DecodeServicer):
@@ -133,6 +131,10 @@ class DecodeServicer(decode_pb2_grpc.DecodeServicer):
                         else:
                             run.transport = inference_pb2.TRANSPORT_GRPC
                             handle.commit(run.generated)
+            except PrefillLost:
+                if first is None:
+                    run.timeline.book(ledger_pb2.HOP_PREFILL, handoff.progress)  # what is known of its time
+                raise
             finally:
                 run.timeline.hidden_transfer_ns += handoff.hidden_ns
                 span.set(handoff.attributes())
@@ -225,7 +227,7 @@ class Run:
         tokens = self.answer.take(token_ids, finish_reason)
         self.timeline.enter(ledger_pb2.KIND_OVERHEAD)
         now = time.monotonic_ns()
-        if tokens.token_ids and (not self._told_ns or now - self._told_ns >= _TELL_NS):
+        if tokens.token_ids and (not self._told_ns or now - self._told_ns >= TELL_NS):
             self._told_ns = now
             tokens.timing.CopyFrom(self.timeline.timing())
         return decode_pb2.GenerateResponse(tokens=tokens)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 from prometheus_client import Counter, Histogram
@@ -14,7 +14,7 @@ from prometheus_client import Counter, Histogram
 from baton.engine.client import EngineClient
 from baton.handoff.receiver import KvReceiver
 from baton.handoff.wire import WIRE_VERSION, HandoffCorrupt, layer_table
-from baton.internal.v1 import decode_pb2, kv_pb2, prefill_pb2, prefill_pb2_grpc
+from baton.internal.v1 import decode_pb2, kv_pb2, prefill_pb2, prefill_pb2_grpc, timing_pb2
 from baton.rpc.channel import ChannelPool
 from baton.telemetry import tracing
 from baton.telemetry.tracing import Attribute
@@ -45,6 +45,7 @@ class Handoff:
     done_ns: int = 0
     chunks: int = 0
     bytes: int = 0
+    progress: timing_pb2.HopTiming = field(default_factory=timing_pb2.HopTiming)  # the sender's last account
 
     @property
     def hidden_ns(self) -> int:
@@ -155,6 +156,8 @@ class PrefillClient:
                                 if receiver.all_granted:
                                     credits.put_nowait(None)
                             handoff.chunks += 1
+                        case "progress":
+                            handoff.progress = message.progress.timing
                         case "first_token":
                             handoff.first_token(message.first_token)
                             yield message.first_token

@@ -37,7 +37,7 @@ from baton.telemetry.ledger import Timeline
 from baton.v1 import ledger_pb2
 from baton.worker.calls import Calls
 from baton.worker.engine import QUEUE_SECONDS, engine_error
-from baton.worker.engine_time import EngineTime, trace_chunks
+from baton.worker.engine_time import TELL_NS, EngineTime, trace_chunks
 from baton.worker.sampling import FINISH_REASONS, engine_sampling
 
 _START_TIMEOUT = 5.0  # seconds a caller may take for its first message
@@ -135,12 +135,18 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
 async def _feed(handle: RequestHandle, sender: KvSender, timeline: Timeline, accepted_ns: int) -> None:
     """Pass the engine's events to the sender until the first token, which comes last."""
     engine_time = EngineTime(timeline, ledger_pb2.HOP_PREFILL)
+    told_ns = accepted_ns
     try:
         while True:
             with engine_time.waiting():
                 event = await handle.next()
             if isinstance(event, KvReady):
                 sender.ready(event.slot, event.layer, event.start, event.stop)
+                if (now := time.monotonic_ns()) - told_ns >= TELL_NS:
+                    told_ns = now
+                    engine_time.book(event)
+                    progress = prefill_pb2.Progress(timing=timeline.timing())
+                    sender.control(prefill_pb2.PrefillResponse(progress=progress))
             elif isinstance(event, Output):
                 engine_time.book(event)
                 # The engine may be quicker than this process.

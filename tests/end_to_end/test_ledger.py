@@ -7,8 +7,10 @@ import json
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
 
+from baton.v1 import inference_pb2, inference_pb2_grpc, ledger_pb2, sampling_pb2
 from baton.verify.cases import CASES
 from baton.verify.experiment import run_case
 from baton.verify.lab import running_lab
@@ -27,6 +29,31 @@ async def test_injected_delays_land_where_they_belong(tmp_path: Path) -> None:
             if not finding.holds or finding.residual > 0.001:
                 wrong.append(finding)
     assert not wrong
+
+
+async def test_the_time_spent_at_a_prefill_worker_that_was_lost_is_known(tmp_path: Path) -> None:
+    """It told of its steps on the way; computed here again, the request is slower by them, and the ledger says so."""
+    model = random_llama(tmp_path / "model", hidden=128, layers=4, context=2048)
+    async with running_lab(model) as lab, grpc.aio.insecure_channel(lab.router) as channel:
+        lab.slow_steps("prefill", 0.25)  # a thousand tokens are four steps
+        call = inference_pb2_grpc.InferenceStub(channel).Generate(
+            inference_pb2.GenerateRequest(
+                token_ids=sampling_pb2.TokenIds(ids=[5 + i % 200 for i in range(1000)]),
+                sampling=sampling_pb2.SamplingParams(max_tokens=4, ignore_eos=True),
+                cache_control=inference_pb2.CacheControl(mode=inference_pb2.CACHE_MODE_BYPASS),
+            ),
+            timeout=30,
+        )
+        await asyncio.sleep(0.7)
+        lab.links["prefill-0"].cut()
+        summary = (await call).summary
+    assert summary.prefill_placement == inference_pb2.PLACEMENT_LOCAL
+    total = summary.ledger.total
+    spent = {(entry.hop, entry.kind): entry.duration.ToNanoseconds() / 1e9 for entry in total.entries}
+    assert sum(spent.values()) == pytest.approx(total.total.ToNanoseconds() / 1e9)
+    assert spent[ledger_pb2.HOP_PREFILL, ledger_pb2.KIND_COMPUTE] >= 0.45  # two steps at least
+    # From its last word on nothing is known but that it did not answer.
+    assert spent[ledger_pb2.HOP_PREFILL, ledger_pb2.KIND_NETWORK] <= 0.45
 
 
 async def test_trace_and_top_show_a_real_request(small_model: Path) -> None:

@@ -247,7 +247,7 @@ class Engine:
     def _compute(self, plan: Plan, started: int) -> list[Event]:
         """Run and sample; returns what to tell."""
         try:
-            requests, logits = self.runner.run(plan.work, lambda layer: self._tell_ready(plan.work, layer))
+            requests, logits = self.runner.run(plan.work, lambda layer: self._tell_ready(plan.work, layer, started))
         except RuntimeError as error:  # what torch raises: out of memory, shapes a kernel does not take
             return [self._fail(work.request, f"the step failed: {error}") for work in plan.work]
         for work in plan.work:
@@ -267,10 +267,19 @@ class Engine:
         events += [self._advance(request, token) for request, token in zip(requests, tokens, strict=True)]
         return events
 
-    def _tell_ready(self, work: Sequence[Work], layer: int) -> None:
+    def _tell_ready(self, work: Sequence[Work], layer: int, started: int) -> None:
         """Keys and values of a layer are there: those of prompts computed for others may leave."""
+        running = self._clock() - started
         ready = [
-            KvReady(w.request.request_id, w.request.slot, layer, first, w.start + w.count)
+            KvReady(
+                request_id=w.request.request_id,
+                slot=w.request.slot,
+                layer=layer,
+                start=first,
+                stop=w.start + w.count,
+                compute_ns=w.request.compute_ns + running,
+                queue_ns=w.request.queue_ns + max(0, started - w.request.since_ns),
+            )
             for w in work
             if w.request.role is Role.PREFILL and (first := max(w.start, w.request.start_token)) < w.start + w.count
         ]

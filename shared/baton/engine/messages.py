@@ -169,6 +169,8 @@ class KvReady(msgspec.Struct, frozen=True, tag=True):
     layer: int
     start: int
     stop: int
+    compute_ns: int = 0  # as in Output, until now
+    queue_ns: int = 0
 
 
 class PromptChunk(msgspec.Struct, frozen=True, array_like=True):

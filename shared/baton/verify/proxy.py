@@ -57,6 +57,11 @@ class Proxy:
             proxy._closing.set()
             await server.wait_closed()
 
+    def cut(self) -> None:
+        """Break the connections there are; new ones are relayed as before."""
+        self._closing.set()
+        self._closing = asyncio.Event()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             peer_reader, peer_writer = await self._connect()

@@ -6,11 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from baton.engine.messages import Output
+from baton.engine.messages import KvReady, Output
 from baton.telemetry import tracing
 from baton.telemetry.ledger import Timeline
 from baton.telemetry.tracing import Attribute
 from baton.v1 import ledger_pb2
+
+TELL_NS = 100_000_000  # so old may the account be that a caller has of a worker, if the worker is lost
 
 
 class EngineTime:
@@ -45,7 +47,7 @@ class EngineTime:
         """For a span: the engine's account so far."""
         return {"baton.engine.compute_ms": self._compute_ns / 1e6, "baton.engine.queue_ms": self._queue_ns / 1e6}
 
-    def book(self, output: Output) -> None:
+    def book(self, output: Output | KvReady) -> None:
         """Attribute the waits since the last call to what the engine did meanwhile."""
         compute = min(output.compute_ns - self._compute_ns, self._waited_ns)
         queue = min(output.queue_ns - self._queue_ns, self._waited_ns - compute)

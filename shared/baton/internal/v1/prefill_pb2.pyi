@@ -147,7 +147,9 @@ Global___Credit: _TypeAlias = Credit  # noqa: Y015
 
 @_typing.final
 class PrefillResponse(_message.Message):
-    """PrefillResponse is one message of the prefill service: one Accepted, KvChunks with one FirstToken among them, one Done."""
+    """PrefillResponse is one message of the prefill service: one Accepted, KvChunks with one FirstToken among them and Progress
+    before it, one Done.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -155,6 +157,7 @@ class PrefillResponse(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     FIRST_TOKEN_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accepted(self) -> Global___PrefillAccepted:
         """The prompt is queued."""
@@ -171,6 +174,10 @@ class PrefillResponse(_message.Message):
     def done(self) -> Global___Done:
         """All was sent."""
 
+    @_builtins.property
+    def progress(self) -> Global___Progress:
+        """Still computing."""
+
     def __init__(
         self,
         *,
@@ -178,12 +185,13 @@ class PrefillResponse(_message.Message):
         chunk: _kv_pb2.KvChunk | None = ...,
         first_token: Global___FirstToken | None = ...,
         done: Global___Done | None = ...,
+        progress: Global___Progress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "chunk", b"chunk", "done", b"done", "first_token", b"first_token", "message", b"message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "chunk", b"chunk", "done", b"done", "first_token", b"first_token", "message", b"message", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "chunk", b"chunk", "done", b"done", "first_token", b"first_token", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "chunk", b"chunk", "done", b"done", "first_token", b"first_token", "message", b"message", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["accepted", "chunk", "first_token", "done"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["accepted", "chunk", "first_token", "done", "progress"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -205,6 +213,30 @@ class PrefillAccepted(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrefillAccepted: _TypeAlias = PrefillAccepted  # noqa: Y015
+
+@_typing.final
+class Progress(_message.Message):
+    """Progress comes about every 100 ms while the prompt is computed: the account of a worker that is lost later."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def timing(self) -> _timing_pb2.HopTiming:
+        """The worker's time so far."""
+
+    def __init__(
+        self,
+        *,
+        timing: _timing_pb2.HopTiming | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class FirstToken(_message.Message):
