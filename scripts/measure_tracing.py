@@ -90,7 +90,7 @@ def main(
         meshes, spans = runner.run(_measure(rounds, requests, concurrency))
     table = Table(box=None, header_style="dim")
     for title in ("mesh", "tokens/s", "TTFT p99", "TPOT p99", "memory"):
-        table.add_column(title, justify="left" if title == "mesh" else "right")
+        table.add_column(title, justify="left" if title == "mesh" else "right", no_wrap=True)
     off = meshes.pop("off")
     for name, mesh in meshes.items():
         grown = (mesh.grown_bytes - off.grown_bytes) / 2**20
@@ -187,7 +187,7 @@ def _p99(rounds: Sequence[Sequence[float]], turns: Sequence[int]) -> float:
 
 
 def _cell(ratio: tuple[float, float, float]) -> str:
-    return "{:.3f} ({:.3f} to {:.3f})".format(*ratio)
+    return "{:.3f} [{:.2f} {:.2f}]".format(*ratio)
 
 
 if __name__ == "__main__":
