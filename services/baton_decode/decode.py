@@ -1,7 +1,8 @@
 """The life of a request in the decode tier, top to bottom.
 
 1. The router's request arrives; fingerprint and sampling are checked.
-2. The engine reserves a KV slot for it (admission). Until then it queues; when it holds one, `Accepted` goes out.
+2. The engine reserves a KV slot for it (admission). Until then it queues; when it holds one, `Accepted` goes out. Here
+   and everywhere below, silence is broken by `Progress`: what a request that never ends was doing is known.
 3. A short prompt is computed here. A longer one is fetched from the first prefill candidate: its first token is
    streamed the moment it comes, its KV is written straight into the slot, verified, and committed.
 4. If the prefill service is lost on the way, the next candidate fills the same slot, or this worker when none is left;
@@ -23,8 +24,8 @@ from typing import Any
 import grpc
 
 from baton.engine.client import EngineClient, EngineDied, RequestHandle
-from baton.engine.messages import Failed, FinishReason, Output, Reserved, Role, Submit
-from baton.internal.v1 import decode_pb2, decode_pb2_grpc, prefill_pb2
+from baton.engine.messages import Failed, FinishReason, Output, Progress, Reserved, Role, Submit
+from baton.internal.v1 import decode_pb2, decode_pb2_grpc, prefill_pb2, timing_pb2
 from baton.rpc.errors import FingerprintMismatch, InvalidArgument, Unavailable, WorkerLost
 from baton.rpc.interceptor import current_request_id
 from baton.rpc.service import Runtime
@@ -34,7 +35,7 @@ from baton.text.tokenizer import Tokenizer
 from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
 from baton.worker.calls import Calls
 from baton.worker.engine import QUEUE_SECONDS, engine_error
-from baton.worker.engine_time import TELL_NS, EngineTime, trace_chunks
+from baton.worker.engine_time import TELL_SECONDS, EngineTime, trace_chunks
 from baton.worker.sampling import FINISH_REASONS, engine_sampling
 from baton_decode.answer import Answer
 from baton_decode.pace import Pace
@@ -72,27 +73,27 @@ class DecodeServicer(decode_pb2_grpc.DecodeServicer):
         with self._calls.track(request.request_id):
             try:
                 async with self._engine.request(run.submit()) as handle:
-                    slot = await run.reserve(handle)
-                    yield decode_pb2.GenerateResponse(accepted=decode_pb2.Accepted(timing=run.timeline.timing()))
-                    async with aclosing(self._fill(run, handle, slot, context.time_remaining)) as messages:
-                        async for message in messages:
-                            yield message
-                    async with aclosing(run.stream(handle)) as messages:
-                        async for message in messages:
-                            yield message
+                    for stage in (
+                        run.reserve(handle),
+                        self._fill(run, handle, context.time_remaining),
+                        run.stream(handle),
+                    ):
+                        async with aclosing(stage) as messages:
+                            async for message in messages:
+                                yield message
             except EngineDied as error:
                 raise WorkerLost(str(error)) from error
         yield decode_pb2.GenerateResponse(finished=run.finished())
 
     async def _fill(
-        self, run: Run, handle: RequestHandle, slot: int, remaining: Callable[[], float | None]
+        self, run: Run, handle: RequestHandle, remaining: Callable[[], float | None]
     ) -> AsyncGenerator[decode_pb2.GenerateResponse, None]:
         """Get the KV into the slot: from the first prefill worker that lives to give all of it, else computed here."""
         candidates = deque(run.request.prefill_candidates)
         while candidates and len(run.token_ids) > self._local_prefill_tokens and not run.answer.finished:
             target = candidates.popleft()
             try:
-                async with aclosing(self._fetch(run, handle, slot, target, remaining())) as messages:
+                async with aclosing(self._fetch(run, handle, target, remaining())) as messages:
                     async for message in messages:
                         yield message
                 return
@@ -104,19 +105,24 @@ class DecodeServicer(decode_pb2_grpc.DecodeServicer):
             handle.compute_here(run.generated)
 
     async def _fetch(
-        self, run: Run, handle: RequestHandle, slot: int, target: str, timeout: float | None
+        self, run: Run, handle: RequestHandle, target: str, timeout: float | None
     ) -> AsyncGenerator[decode_pb2.GenerateResponse, None]:
         """Get the prompt's KV from a prefill service; streams the first token, then commits the KV."""
         run.timeline.enter(ledger_pb2.KIND_NETWORK, ledger_pb2.HOP_PREFILL)
         first: prefill_pb2.FirstToken | None = None
         handoff = Handoff()
         with tracing.phase("kv receive", {"baton.transport": "grpc"}) as span:
-            fetching = self._prefill.fetch(target, run.request, run.token_ids, slot, timeout, handoff)
+            fetching = self._prefill.fetch(target, run.request, run.token_ids, run.slot, timeout, handoff)
             try:
                 async with aclosing(fetching) as messages:
                     async for message in messages:
-                        if isinstance(message, prefill_pb2.FirstToken):
+                        if isinstance(message, prefill_pb2.PrefillProgress):
+                            so_far = run.timeline.copy()
+                            so_far.book(ledger_pb2.HOP_PREFILL, message.timing)
+                            yield run.tell(so_far.timing())
+                        elif isinstance(message, prefill_pb2.FirstToken):
                             first = message
+                            run.timeline.hidden_transfer_ns += handoff.hidden_ns
                             run.timeline.book(ledger_pb2.HOP_PREFILL, first.timing)
                             run.timeline.carve(
                                 (ledger_pb2.HOP_PREFILL, ledger_pb2.KIND_NETWORK),
@@ -136,7 +142,6 @@ class DecodeServicer(decode_pb2_grpc.DecodeServicer):
                     run.timeline.book(ledger_pb2.HOP_PREFILL, handoff.progress)  # what is known of its time
                 raise
             finally:
-                run.timeline.hidden_transfer_ns += handoff.hidden_ns
                 span.set(handoff.attributes())
 
     def _check(self, request: decode_pb2.GenerateRequest, run: Run) -> None:
@@ -164,7 +169,9 @@ class Run:
         self.transport = inference_pb2.TRANSPORT_UNSPECIFIED
         self.preemptions = 0
         self._sampling = engine_sampling(request.sampling)
-        self._told_ns = 0  # when the router last got this tier's account
+        self.slot = -1
+        self._told_ns = time.monotonic_ns()  # when the router last got this tier's account
+        self._streamed = False
 
     @property
     def generated(self) -> list[int]:
@@ -187,17 +194,19 @@ class Run:
             priority=self.request.priority,
         )
 
-    async def reserve(self, handle: RequestHandle) -> int:
-        """Wait for KV memory; returns the slot."""
+    async def reserve(self, handle: RequestHandle) -> AsyncGenerator[decode_pb2.GenerateResponse, None]:
+        """Wait for KV memory: from then on `slot` is ours."""
         self.timeline.enter(ledger_pb2.KIND_QUEUE)
         with tracing.phase("queue"):
-            event = await handle.next()
+            while (event := await handle.next_within(TELL_SECONDS)) is None:
+                yield self.tell(self.timeline.timing())
         self.timeline.enter(ledger_pb2.KIND_OVERHEAD)
         if isinstance(event, Failed):
             raise engine_error(event)
         assert isinstance(event, Reserved), event
         QUEUE_SECONDS.observe(event.queue_ns / 1e9)
-        return event.slot
+        self.slot = event.slot
+        yield decode_pb2.GenerateResponse(accepted=decode_pb2.Accepted(timing=self.timeline.timing()))
 
     async def stream(self, handle: RequestHandle) -> AsyncGenerator[decode_pb2.GenerateResponse, None]:
         """The engine's tokens until the answer ends."""
@@ -207,12 +216,16 @@ class Run:
             try:
                 while not self.answer.finished:
                     with engine_time.waiting():
-                        event = await handle.next()
+                        event = await handle.next_within(TELL_SECONDS)
                     if isinstance(event, Failed):
                         raise engine_error(event)
-                    assert isinstance(event, Output), event
-                    engine_time.book(event)
-                    trace_chunks(event)
+                    if isinstance(event, Progress | Output):
+                        engine_time.book(event)
+                        trace_chunks(event)
+                    if not isinstance(event, Output):
+                        if self._due(time.monotonic_ns()):
+                            yield self.tell(engine_time.so_far())
+                        continue
                     pace.took(len(event.token_ids), time.monotonic_ns())
                     self.preemptions = event.preemptions
                     yield self.take(event.token_ids, _finish_reason(event.finish_reason))
@@ -227,10 +240,18 @@ class Run:
         tokens = self.answer.take(token_ids, finish_reason)
         self.timeline.enter(ledger_pb2.KIND_OVERHEAD)
         now = time.monotonic_ns()
-        if tokens.token_ids and (not self._told_ns or now - self._told_ns >= TELL_NS):
-            self._told_ns = now
+        if tokens.token_ids and (not self._streamed or self._due(now)):
+            self._streamed, self._told_ns = True, now
             tokens.timing.CopyFrom(self.timeline.timing())
         return decode_pb2.GenerateResponse(tokens=tokens)
+
+    def tell(self, timing: timing_pb2.HopTiming) -> decode_pb2.GenerateResponse:
+        """The message that tells the router how the time passed while there was nothing else to tell."""
+        self._told_ns = time.monotonic_ns()
+        return decode_pb2.GenerateResponse(progress=decode_pb2.Progress(timing=timing))
+
+    def _due(self, now_ns: int) -> bool:
+        return now_ns - self._told_ns >= TELL_SECONDS * 1e9
 
     def finished(self) -> decode_pb2.Finished:
         """How the request went."""

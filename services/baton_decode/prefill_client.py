@@ -40,17 +40,12 @@ class Handoff:
     accepted_ns: int = 0
     first_chunk_ns: int = 0
     first_token_ns: int = 0
-    sending_ns: int = 0  # the sender spent on KV before the first token
+    hidden_ns: int = 0  # in which KV moved while the prompt was still being computed
     behind_ns: int = 0  # of the wait for the first token, that it spent behind KV on the way
     done_ns: int = 0
     chunks: int = 0
     bytes: int = 0
     progress: timing_pb2.HopTiming = field(default_factory=timing_pb2.HopTiming)  # the sender's last account
-
-    @property
-    def hidden_ns(self) -> int:
-        """Time in which KV moved while the prompt was still being computed."""
-        return self.sending_ns
 
     @property
     def exposed_ns(self) -> int:
@@ -63,7 +58,7 @@ class Handoff:
         It says how long after PrefillAccepted it was sampled, by the sender's clock. Both messages took the same way,
         so what lies between them here beyond that is waiting in line.
         """
-        self.sending_ns = token.sending_ns
+        self.hidden_ns = token.hidden_ns
         self.first_token_ns = time.monotonic_ns()
         if self.first_chunk_ns and self.accepted_ns:
             self.behind_ns = max(0, self.first_token_ns - self.accepted_ns - token.since_accepted_ns)
@@ -107,12 +102,12 @@ class PrefillClient:
         slot: int,
         timeout: float | None,
         handoff: Handoff,
-    ) -> AsyncGenerator[prefill_pb2.FirstToken | prefill_pb2.Done, None]:
+    ) -> AsyncGenerator[prefill_pb2.PrefillProgress | prefill_pb2.FirstToken | prefill_pb2.Done, None]:
         """Have `token_ids` computed at `target`, and their KV written into `slot`; what it cost goes into `handoff`.
 
         Yields:
-            The first token as soon as it is known, then, when every byte is here and verified, Done. A first token that
-            ends the answer comes alone: its KV is not needed.
+            Accounts of the time so far, the first token as soon as it is known, and when every byte is here and
+            verified, Done. A first token that ends the answer is the last: its KV is not needed.
 
         Raises:
             PrefillLost: the slot's content is worthless; whoever owns the slot goes on some other way.
@@ -158,6 +153,7 @@ class PrefillClient:
                             handoff.chunks += 1
                         case "progress":
                             handoff.progress = message.progress.timing
+                            yield message.progress
                         case "first_token":
                             handoff.first_token(message.first_token)
                             yield message.first_token

@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 
 from baton.engine.client import EngineClient, EngineDied, RequestHandle
-from baton.engine.messages import Failed, KvReady, Output, Role, Submit
+from baton.engine.messages import Failed, KvReady, Output, Progress, Role, Submit
 from baton.handoff.sender import KvSender
 from baton.handoff.wire import WIRE_VERSION, chunk_tokens, layer_table
 from baton.internal.v1 import kv_pb2, prefill_pb2, prefill_pb2_grpc
@@ -37,7 +37,7 @@ from baton.telemetry.ledger import Timeline
 from baton.v1 import ledger_pb2
 from baton.worker.calls import Calls
 from baton.worker.engine import QUEUE_SECONDS, engine_error
-from baton.worker.engine_time import TELL_NS, EngineTime, trace_chunks
+from baton.worker.engine_time import TELL_SECONDS, EngineTime, trace_chunks
 from baton.worker.sampling import FINISH_REASONS, engine_sampling
 
 _START_TIMEOUT = 5.0  # seconds a caller may take for its first message
@@ -136,29 +136,29 @@ async def _feed(handle: RequestHandle, sender: KvSender, timeline: Timeline, acc
     """Pass the engine's events to the sender until the first token, which comes last."""
     engine_time = EngineTime(timeline, ledger_pb2.HOP_PREFILL)
     told_ns = accepted_ns
+    queued = True
     try:
         while True:
             with engine_time.waiting():
-                event = await handle.next()
-            if isinstance(event, KvReady):
-                sender.ready(event.slot, event.layer, event.start, event.stop)
-                if (now := time.monotonic_ns()) - told_ns >= TELL_NS:
-                    told_ns = now
-                    engine_time.book(event)
-                    progress = prefill_pb2.Progress(timing=timeline.timing())
-                    sender.control(prefill_pb2.PrefillResponse(progress=progress))
-            elif isinstance(event, Output):
+                event = await handle.next_within(TELL_SECONDS)
+            if isinstance(event, Progress | Output):
                 engine_time.book(event)
-                # The engine may be quicker than this process.
-                began_ns = max(accepted_ns, event.chunks[0].start_ns) if event.chunks else accepted_ns
-                tracing.record("queue", accepted_ns, began_ns)
-                QUEUE_SECONDS.observe((began_ns - accepted_ns) / 1e9)
+                if queued:
+                    queued = False
+                    # The engine may be quicker than this process.
+                    began_ns = max(accepted_ns, event.chunks[0].start_ns) if event.chunks else accepted_ns
+                    tracing.record("queue", accepted_ns, began_ns)
+                    QUEUE_SECONDS.observe((began_ns - accepted_ns) / 1e9)
                 trace_chunks(event)
+            if isinstance(event, KvReady):
+                engine_time.began()
+                sender.ready(event.slot, event.layer, event.start, event.stop)
+            elif isinstance(event, Output):
                 first = prefill_pb2.FirstToken(
                     token_id=event.token_ids[0],
                     timing=timeline.timing(),
                     since_accepted_ns=time.monotonic_ns() - accepted_ns,
-                    sending_ns=sender.sending_ns,
+                    hidden_ns=sender.moving_ns,
                 )
                 if event.finish_reason is not None:
                     # The answer is one token long: nobody will read the KV.
@@ -171,6 +171,10 @@ async def _feed(handle: RequestHandle, sender: KvSender, timeline: Timeline, acc
             elif isinstance(event, Failed):
                 sender.fail(engine_error(event))
                 return
+            if (now := time.monotonic_ns()) - told_ns >= TELL_SECONDS * 1e9:
+                told_ns = now
+                progress = prefill_pb2.PrefillProgress(timing=engine_time.so_far())
+                sender.control(prefill_pb2.PrefillResponse(progress=progress))
     except EngineDied as error:
         sender.fail(WorkerLost(str(error)))
 

@@ -62,5 +62,7 @@ def server_timing(ledger: ledger_pb2.LatencyLedger) -> str:
     ]
     if ledger.HasField("first_token"):
         parts.append(f"first_token;dur={ledger.first_token.total.ToNanoseconds() / 1e6:.3f}")
+    parts.append(f"residual;dur={ledger.total.residual.ToNanoseconds() / 1e6:.3f}")
+    parts.append(f"hidden_transfer;dur={ledger.total.hidden_transfer.ToNanoseconds() / 1e6:.3f}")
     parts.append(f"total;dur={ledger.total.total.ToNanoseconds() / 1e6:.3f}")
     return ", ".join(parts)

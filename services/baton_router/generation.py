@@ -212,6 +212,8 @@ class Attempt:
                             case "accepted":
                                 self.accepted = True
                                 self._timing = message.accepted.timing
+                            case "progress":
+                                self._timing = message.progress.timing
                             case "tokens":
                                 prefill.close()
                                 if message.tokens.HasField("timing"):

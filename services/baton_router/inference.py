@@ -283,7 +283,9 @@ async def _then_stall(generation: Generation, account: Account) -> AsyncGenerato
 
     Before that a slow client costs nothing: the worker computes meanwhile.
     """
-    async with aclosing(generation.chunks()) as chunks:
-        async for chunk in chunks:
-            yield chunk
-    account.enter(ledger_pb2.KIND_STALL)
+    try:
+        async with aclosing(generation.chunks()) as chunks:
+            async for chunk in chunks:
+                yield chunk
+    finally:
+        account.enter(ledger_pb2.KIND_STALL)  # a full buffer ends this too, and its error waits for the reader

@@ -19,7 +19,7 @@ from baton.engine.client import EngineClient, EngineDied, RequestHandle
 from baton.engine.config import EngineConfig
 from baton.engine.errors import EngineError
 from baton.engine.loader import LoadedModel
-from baton.engine.messages import Failed, FailureReason, KvReady, Output, Reserved, Role, StepReport
+from baton.engine.messages import Failed, FailureReason, KvReady, Output, Progress, Reserved, Role, StepReport
 from tests.engine.conftest import Stepped, a_prompt, a_submit
 
 LONG = 400
@@ -55,6 +55,8 @@ async def to_the_end(handle: RequestHandle) -> list[int]:
     tokens: list[int] = []
     while True:
         event = await handle.next()
+        if isinstance(event, Progress):
+            continue
         assert isinstance(event, Output), event
         tokens += event.token_ids
         if event.finish_reason is not None:
@@ -104,7 +106,9 @@ async def test_a_handoff_through_shared_memory(llama: Path, client: EngineClient
         ):
             reserved = await decode.next()
             assert isinstance(reserved, Reserved)
-            while isinstance(event := await prefill.next(), KvReady):
+            while isinstance(event := await prefill.next(), KvReady | Progress):
+                if isinstance(event, Progress):
+                    continue
                 place = (event.layer, event.slot, event.start, event.stop)
                 target = (event.layer, reserved.slot, event.start, event.stop)
                 source = other.layout.rows(other.memory, *place)

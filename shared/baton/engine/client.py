@@ -24,6 +24,7 @@ from baton.engine.messages import (
     Inspect,
     KvReady,
     Output,
+    Progress,
     Release,
     Reserved,
     StepReport,
@@ -33,7 +34,7 @@ from baton.engine.messages import (
     event_decoder,
 )
 
-RequestEvent = Reserved | KvReady | Output | Failed
+RequestEvent = Reserved | KvReady | Progress | Output | Failed
 
 
 class EngineDied(Exception):
@@ -55,12 +56,29 @@ class RequestHandle:
         Raises:
             EngineDied: the engine is gone.
         """
-        while not self._events:
+        while (event := await self.next_within(None)) is None:
+            pass
+        return event
+
+    async def next_within(self, seconds: float | None) -> RequestEvent | None:
+        """The next event; None when none came in so many seconds.
+
+        Raises:
+            EngineDied: the engine is gone.
+        """
+        if not self._events:
             if self._client.dead:
                 raise EngineDied(self._client.epitaph)
             self._changed.clear()
-            await self._changed.wait()
-        return self._events.popleft()
+            # A timer that wakes the waiter costs a tenth of asyncio.timeout, and this runs once per token.
+            loop = asyncio.get_running_loop()
+            timer = None if seconds is None else loop.call_later(seconds, self._changed.set)
+            try:
+                await self._changed.wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
+        return self._events.popleft() if self._events else None
 
     def commit(self, token_ids: Sequence[int]) -> None:
         """The slot holds the KV of all tokens before the last of `token_ids`, which were generated elsewhere."""
@@ -251,7 +269,7 @@ class EngineClient:
                 future = self._inspections.get(event.token)
                 if future is not None and not future.done():
                     future.set_result(event)
-            case Reserved() | KvReady() | Output() | Failed():
+            case Reserved() | KvReady() | Progress() | Output() | Failed():
                 # A request that was released meanwhile has no handle any more.
                 if (handle := self._handles.get(event.request_id)) is not None:
                     handle.push(event)

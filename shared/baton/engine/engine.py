@@ -23,6 +23,7 @@ from baton.engine.messages import (
     Inspect,
     KvReady,
     Output,
+    Progress,
     Ready,
     Release,
     Reserved,
@@ -247,7 +248,7 @@ class Engine:
     def _compute(self, plan: Plan, started: int) -> list[Event]:
         """Run and sample; returns what to tell."""
         try:
-            requests, logits = self.runner.run(plan.work, lambda layer: self._tell_ready(plan.work, layer, started))
+            requests, logits = self.runner.run(plan.work, lambda layer: self._tell_ready(plan.work, layer))
         except RuntimeError as error:  # what torch raises: out of memory, shapes a kernel does not take
             return [self._fail(work.request, f"the step failed: {error}") for work in plan.work]
         for work in plan.work:
@@ -264,22 +265,14 @@ class Engine:
         ended = self._clock()
         for work in plan.work:
             work.request.served(started, ended, 0 if work.decodes else work.count)
+        events += [_progress(work.request) for work in plan.work if not work.samples]
         events += [self._advance(request, token) for request, token in zip(requests, tokens, strict=True)]
         return events
 
-    def _tell_ready(self, work: Sequence[Work], layer: int, started: int) -> None:
+    def _tell_ready(self, work: Sequence[Work], layer: int) -> None:
         """Keys and values of a layer are there: those of prompts computed for others may leave."""
-        running = self._clock() - started
         ready = [
-            KvReady(
-                request_id=w.request.request_id,
-                slot=w.request.slot,
-                layer=layer,
-                start=first,
-                stop=w.start + w.count,
-                compute_ns=w.request.compute_ns + running,
-                queue_ns=w.request.queue_ns + max(0, started - w.request.since_ns),
-            )
+            KvReady(w.request.request_id, w.request.slot, layer, first, w.start + w.count)
             for w in work
             if w.request.role is Role.PREFILL and (first := max(w.start, w.request.start_token)) < w.start + w.count
         ]
@@ -300,9 +293,8 @@ class Engine:
             compute_ns=request.compute_ns,
             queue_ns=request.queue_ns,
             preemptions=request.preemptions,
-            chunks=request.chunks,
+            chunks=request.untold_chunks(),
         )
-        request.chunks = []
         if request.role is Role.PREFILL:
             request.state = State.HELD
         elif reason is not None:
@@ -347,6 +339,15 @@ class Engine:
             free_tokens=self.capacity_tokens - used,
             preempted=len(plan.preempted),
         )
+
+
+def _progress(request: Request) -> Progress:
+    return Progress(
+        request_id=request.request_id,
+        compute_ns=request.compute_ns,
+        queue_ns=request.queue_ns,
+        chunks=request.untold_chunks(),
+    )
 
 
 def _row(request: Request) -> SampleRow:

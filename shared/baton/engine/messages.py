@@ -6,8 +6,8 @@ timestamps may be compared between them (and with nobody else's).
 
 Life of a request in the engine::
 
-    Submit(GENERATE)  ─▶ [queued] ─▶ prefill chunks ─▶ decode steps ─▶ Output ... Output(finish_reason)
-    Submit(PREFILL)   ─▶ [queued] ─▶ prefill chunks, KvReady per layer and chunk ─▶ Output(first token) ─▶ held
+    Submit(GENERATE)  ─▶ [queued] ─▶ prefill chunks, Progress each ─▶ decode steps ─▶ Output ... Output(finish_reason)
+    Submit(PREFILL)   ─▶ [queued] ─▶ as above, and KvReady per layer and chunk ─▶ Output(first token) ─▶ held
     Submit(RECEIVE)   ─▶ [queued for memory] ─▶ Reserved ─▶ front writes KV ─▶ Commit ─▶ decode steps ─▶ Output ...
                                                        └─▶ ComputeHere ─▶ as GENERATE
 
@@ -169,8 +169,6 @@ class KvReady(msgspec.Struct, frozen=True, tag=True):
     layer: int
     start: int
     stop: int
-    compute_ns: int = 0  # as in Output, until now
-    queue_ns: int = 0
 
 
 class PromptChunk(msgspec.Struct, frozen=True, array_like=True):
@@ -179,6 +177,15 @@ class PromptChunk(msgspec.Struct, frozen=True, array_like=True):
     start_ns: int
     end_ns: int
     tokens: int
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """A step computed a part of a prompt that is not its last. The figures are those of Output, until now."""
+
+    request_id: str
+    compute_ns: int
+    queue_ns: int
+    chunks: list[PromptChunk]
 
 
 class Output(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -196,7 +203,7 @@ class Output(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     compute_ns: int = 0
     queue_ns: int = 0
     preemptions: int = 0
-    chunks: list[PromptChunk] = []  # since the last Output: of the prompt, or recomputed after a preemption
+    chunks: list[PromptChunk] = []  # not told of yet: of the prompt, or recomputed after a preemption
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -233,7 +240,7 @@ class DebugState(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     steps: int
 
 
-Event = Ready | Loading | LoadFailed | Reserved | KvReady | Output | Failed | StepReport | DebugState
+Event = Ready | Loading | LoadFailed | Reserved | KvReady | Progress | Output | Failed | StepReport | DebugState
 
 command_encoder = msgspec.msgpack.Encoder()
 command_decoder = msgspec.msgpack.Decoder(list[Command])

@@ -45,7 +45,7 @@ class Request:
     compute_ns: int = 0
     queue_ns: int = 0
     since_ns: int = 0  # since when the time is not yet in either sum
-    chunks: list[PromptChunk] = field(default_factory=list)  # computed since the last output
+    chunks: list[PromptChunk] = field(default_factory=list)  # computed, and not told of yet
     penalties: PenaltyState = field(default_factory=PenaltyState, repr=False)
 
     @classmethod
@@ -97,6 +97,11 @@ class Request:
         if self.num_generated >= self.sampling.max_tokens or len(self.tokens) >= max_tokens_of_all:
             return FinishReason.LENGTH
         return None
+
+    def untold_chunks(self) -> list[PromptChunk]:
+        """The chunks not told of yet, which are told now."""
+        chunks, self.chunks = self.chunks, []
+        return chunks
 
     def served(self, started_ns: int, ended_ns: int, chunk_tokens: int) -> None:
         """A step computed for it: what passed before was queueing.

@@ -35,7 +35,13 @@ class KvSender:
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
         self.digest = StreamDigest()
-        self.sending_ns = 0  # spent on KV: copied, encoded, and written by whoever reads `messages`
+        self._moved_ns = 0
+        self._moving_since = 0  # 0: there is nothing to send
+
+    @property
+    def moving_ns(self) -> int:
+        """Time there was KV to send: being written, or waiting for its turn or for credit."""
+        return self._moved_ns + (time.monotonic_ns() - self._moving_since if self._moving_since else 0)
 
     def control(self, message: prefill_pb2.PrefillResponse) -> None:
         """Queue a message that goes out before any KV still queued."""
@@ -47,6 +53,7 @@ class KvSender:
         step = chunk_tokens(self._layout, layer)
         for first in range(start, stop, step):
             self._ranges.append((slot, layer, first, min(first + step, stop)))
+        self._moving_since = self._moving_since or time.monotonic_ns()
         self._changed.set()
 
     def credit(self, size: int) -> None:
@@ -81,9 +88,9 @@ class KvSender:
             if self._control:
                 yield self._control.popleft()
             elif self._ranges and self._fits(self._ranges[0]):
-                started = time.monotonic_ns()
                 yield prefill_pb2.PrefillResponse(chunk=self._take())
-                self.sending_ns += time.monotonic_ns() - started
+                if not self._ranges:
+                    self._moved_ns, self._moving_since = self.moving_ns, 0
             elif self._finished and not self._ranges:
                 return
             else:

@@ -50,6 +50,14 @@ class Timeline:
         self._parts: dict[Part, int] = {}
         self.hidden_transfer_ns = 0
 
+    def copy(self) -> Timeline:
+        """Another one with the same past, for a view of it that is not to last."""
+        twin = object.__new__(Timeline)
+        for slot in self.__slots__:
+            setattr(twin, slot, getattr(self, slot))
+        twin._parts = dict(self._parts)
+        return twin
+
     def enter(self, kind: ledger_pb2.Kind.ValueType, hop: ledger_pb2.Hop.ValueType | None = None) -> None:
         """From now on the request is in this state. `hop` names the callee while waiting on the NETWORK."""
         self._close(self._now())

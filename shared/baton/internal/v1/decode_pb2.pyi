@@ -77,13 +77,14 @@ Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
 class GenerateResponse(_message.Message):
-    """GenerateResponse is one message of a running request: one Accepted, Tokens, one Finished."""
+    """GenerateResponse is one message of a running request: one Accepted, Tokens, one Finished, and Progress in between."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCEPTED_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accepted(self) -> Global___Accepted:
         """KV memory is reserved; the request will run."""
@@ -96,22 +97,53 @@ class GenerateResponse(_message.Message):
     def finished(self) -> Global___Finished:
         """The end."""
 
+    @_builtins.property
+    def progress(self) -> Global___Progress:
+        """Nothing yet."""
+
     def __init__(
         self,
         *,
         accepted: Global___Accepted | None = ...,
         tokens: Global___Tokens | None = ...,
         finished: Global___Finished | None = ...,
+        progress: Global___Progress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "finished", b"finished", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "finished", b"finished", "progress", b"progress", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "finished", b"finished", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "finished", b"finished", "progress", b"progress", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "tokens", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "tokens", "finished", "progress"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
+
+@_typing.final
+class Progress(_message.Message):
+    """Progress comes every 100 ms or so while there is nothing else to say: what is known of a request whose worker does not
+    live to finish it, or that is cancelled.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def timing(self) -> _timing_pb2.HopTiming:
+        """The worker's time until this message."""
+
+    def __init__(
+        self,
+        *,
+        timing: _timing_pb2.HopTiming | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class Accepted(_message.Message):
@@ -157,9 +189,7 @@ class Tokens(_message.Message):
 
     @_builtins.property
     def timing(self) -> _timing_pb2.HopTiming:
-        """The worker's time until this message. Set on the first message with a token, and then every 100 ms or so: what is
-        known of a request whose worker does not live to finish it, or that is cancelled.
-        """
+        """The worker's time until this message. Set on the first message with a token, and then every 100 ms or so."""
 
     def __init__(
         self,

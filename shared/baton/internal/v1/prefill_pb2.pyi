@@ -147,8 +147,8 @@ Global___Credit: _TypeAlias = Credit  # noqa: Y015
 
 @_typing.final
 class PrefillResponse(_message.Message):
-    """PrefillResponse is one message of the prefill service: one Accepted, KvChunks with one FirstToken among them and Progress
-    before it, one Done.
+    """PrefillResponse is one message of the prefill service: one Accepted, KvChunks with one FirstToken among them and
+    PrefillProgress before it, one Done.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -175,8 +175,8 @@ class PrefillResponse(_message.Message):
         """All was sent."""
 
     @_builtins.property
-    def progress(self) -> Global___Progress:
-        """Still computing."""
+    def progress(self) -> Global___PrefillProgress:
+        """No token yet."""
 
     def __init__(
         self,
@@ -185,7 +185,7 @@ class PrefillResponse(_message.Message):
         chunk: _kv_pb2.KvChunk | None = ...,
         first_token: Global___FirstToken | None = ...,
         done: Global___Done | None = ...,
-        progress: Global___Progress | None = ...,
+        progress: Global___PrefillProgress | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "chunk", b"chunk", "done", b"done", "first_token", b"first_token", "message", b"message", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -215,8 +215,10 @@ class PrefillAccepted(_message.Message):
 Global___PrefillAccepted: _TypeAlias = PrefillAccepted  # noqa: Y015
 
 @_typing.final
-class Progress(_message.Message):
-    """Progress comes about every 100 ms while the prompt is computed: the account of a worker that is lost later."""
+class PrefillProgress(_message.Message):
+    """PrefillProgress comes every 100 ms or so until the first token: what is known of a request whose worker does not live to
+    finish it, or that is cancelled.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -236,7 +238,7 @@ class Progress(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Progress: _TypeAlias = Progress  # noqa: Y015
+Global___PrefillProgress: _TypeAlias = PrefillProgress  # noqa: Y015
 
 @_typing.final
 class FirstToken(_message.Message):
@@ -248,7 +250,7 @@ class FirstToken(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
     SINCE_ACCEPTED_NS_FIELD_NUMBER: _builtins.int
-    SENDING_NS_FIELD_NUMBER: _builtins.int
+    HIDDEN_NS_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     """The token."""
     finish_reason: _sampling_pb2.FinishReason.ValueType
@@ -257,9 +259,9 @@ class FirstToken(_message.Message):
     """Nanoseconds from sending PrefillAccepted to sampling the token, by the worker's monotonic clock. What the receiver saw
     pass between the two messages beyond that, the token spent waiting behind KV on the way.
     """
-    sending_ns: _builtins.int
-    """Nanoseconds the worker spent copying, encoding and writing KV until the token was sampled, while the prompt was still
-    being computed.
+    hidden_ns: _builtins.int
+    """Nanoseconds until the token was sampled in which KV was computed and not yet sent: it moved, or waited for its turn or
+    for credit, while the prompt was still being computed.
     """
     @_builtins.property
     def timing(self) -> _timing_pb2.HopTiming:
@@ -272,11 +274,11 @@ class FirstToken(_message.Message):
         finish_reason: _sampling_pb2.FinishReason.ValueType = ...,
         timing: _timing_pb2.HopTiming | None = ...,
         since_accepted_ns: _builtins.int = ...,
-        sending_ns: _builtins.int = ...,
+        hidden_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "sending_ns", b"sending_ns", "since_accepted_ns", b"since_accepted_ns", "timing", b"timing", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "hidden_ns", b"hidden_ns", "since_accepted_ns", b"since_accepted_ns", "timing", b"timing", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
