@@ -38,8 +38,9 @@ from baton.worker.engine import QUEUE_SECONDS, engine_error
 from baton.worker.engine_time import TELL_SECONDS, EngineTime, trace_chunks
 from baton.worker.sampling import FINISH_REASONS, engine_sampling
 from baton_decode.answer import Answer
+from baton_decode.handoff import Handoff
 from baton_decode.pace import Pace
-from baton_decode.prefill_client import Handoff, PrefillClient, PrefillLost
+from baton_decode.prefill_client import PrefillClient, PrefillLost
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass, field
 
 import grpc
 from prometheus_client import Counter, Histogram
@@ -14,10 +13,10 @@ from prometheus_client import Counter, Histogram
 from baton.engine.client import EngineClient
 from baton.handoff.receiver import KvReceiver
 from baton.handoff.wire import WIRE_VERSION, HandoffCorrupt, layer_table
-from baton.internal.v1 import decode_pb2, kv_pb2, prefill_pb2, prefill_pb2_grpc, timing_pb2
+from baton.internal.v1 import decode_pb2, kv_pb2, prefill_pb2, prefill_pb2_grpc
 from baton.rpc.channel import ChannelPool
 from baton.telemetry import tracing
-from baton.telemetry.tracing import Attribute
+from baton_decode.handoff import Handoff
 
 log = logging.getLogger(__name__)
 
@@ -31,46 +30,6 @@ HANDOFF_SECONDS = Histogram(
 HANDOFFS = Counter("baton_handoffs_total", "Handoffs by outcome", ["outcome"])
 HANDOFF_BYTES.labels("grpc")
 HANDOFFS.labels("ok")
-
-
-@dataclass(slots=True)
-class Handoff:
-    """What a handoff cost. Before the first token, transfer hides behind computation; after it, decode waits for it."""
-
-    accepted_ns: int = 0
-    first_chunk_ns: int = 0
-    first_token_ns: int = 0
-    hidden_ns: int = 0  # in which KV moved while the prompt was still being computed
-    behind_ns: int = 0  # of the wait for the first token, that it spent behind KV on the way
-    done_ns: int = 0
-    chunks: int = 0
-    bytes: int = 0
-    progress: timing_pb2.HopTiming = field(default_factory=timing_pb2.HopTiming)  # the sender's last account
-
-    @property
-    def exposed_ns(self) -> int:
-        """Time the request waited for bytes: its first token behind them, and itself from then to the last one."""
-        return self.behind_ns + (max(0, self.done_ns - self.first_token_ns) if self.done_ns else 0)
-
-    def first_token(self, token: prefill_pb2.FirstToken) -> None:
-        """The first token is here.
-
-        It says how long after PrefillAccepted it was sampled, by the sender's clock. Both messages took the same way,
-        so what lies between them here beyond that is waiting in line.
-        """
-        self.hidden_ns = token.hidden_ns
-        self.first_token_ns = time.monotonic_ns()
-        if self.first_chunk_ns and self.accepted_ns:
-            self.behind_ns = max(0, self.first_token_ns - self.accepted_ns - token.since_accepted_ns)
-
-    def attributes(self) -> dict[str, Attribute]:
-        """For its span."""
-        return {
-            "baton.handoff.bytes": self.bytes,
-            "baton.handoff.chunks": self.chunks,
-            "baton.handoff.hidden_ms": self.hidden_ns / 1e6,
-            "baton.handoff.exposed_ms": self.exposed_ns / 1e6,
-        }
 
 
 class PrefillLost(Exception):
@@ -145,17 +104,16 @@ class PrefillClient:
                         case "accepted":
                             handoff.accepted_ns = time.monotonic_ns()
                         case "chunk":
-                            handoff.first_chunk_ns = handoff.first_chunk_ns or time.monotonic_ns()
+                            handoff.chunk(message.chunk.since_accepted_ns, time.monotonic_ns())
                             if granted := receiver.accept(message.chunk):
                                 credits.put_nowait(granted)
                                 if receiver.all_granted:
                                     credits.put_nowait(None)
-                            handoff.chunks += 1
                         case "progress":
                             handoff.progress = message.progress.timing
                             yield message.progress
                         case "first_token":
-                            handoff.first_token(message.first_token)
+                            handoff.first_token(message.first_token.since_accepted_ns, time.monotonic_ns())
                             yield message.first_token
                             if message.first_token.finish_reason:
                                 needed = False

@@ -71,13 +71,12 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
             start_token=start.start_token,
             priority=start.priority,
         )
-        sender = KvSender(self._engine.layout, self._engine.memory, start.credit_bytes)
         with self._calls.track(start.request_id):
             async with self._engine.request(submit) as handle:
-                accepted_ns = time.monotonic_ns()
+                sender = KvSender(self._engine.layout, self._engine.memory, start.credit_bytes)
                 sender.control(prefill_pb2.PrefillResponse(accepted=prefill_pb2.PrefillAccepted()))
                 taking_credits = asyncio.create_task(_take_credits(request_iterator, sender))
-                feeding = [asyncio.create_task(_feed(handle, sender, timeline, accepted_ns)), taking_credits]
+                feeding = [asyncio.create_task(_feed(handle, sender, timeline)), taking_credits]
                 for task in feeding:
                     task.add_done_callback(sender.fail_with)  # or an unexpected error would leave the caller waiting
                 try:
@@ -132,10 +131,10 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
             raise InvalidArgument("credit_bytes", f"must hold one chunk, {largest} bytes")
 
 
-async def _feed(handle: RequestHandle, sender: KvSender, timeline: Timeline, accepted_ns: int) -> None:
+async def _feed(handle: RequestHandle, sender: KvSender, timeline: Timeline) -> None:
     """Pass the engine's events to the sender until the first token, which comes last."""
     engine_time = EngineTime(timeline, ledger_pb2.HOP_PREFILL)
-    told_ns = accepted_ns
+    accepted_ns = told_ns = sender.began_ns
     queued = True
     try:
         while True:
@@ -157,8 +156,7 @@ async def _feed(handle: RequestHandle, sender: KvSender, timeline: Timeline, acc
                 first = prefill_pb2.FirstToken(
                     token_id=event.token_ids[0],
                     timing=timeline.timing(),
-                    since_accepted_ns=time.monotonic_ns() - accepted_ns,
-                    hidden_ns=sender.moving_ns,
+                    since_accepted_ns=sender.since_began_ns(),
                 )
                 if event.finish_reason is not None:
                     # The answer is one token long: nobody will read the KV.

@@ -11,11 +11,13 @@ from baton.engine.layout import PoolLayout
 from baton.handoff.wire import StreamDigest, chunk_tokens, read_chunk
 from baton.internal.v1 import kv_pb2, prefill_pb2
 
+_Range = tuple[int, int, int, int, int]  # slot, layer, start, stop, and nanoseconds after the sender began
+
 
 class KvSender:
     """Turns "these tokens of this layer are ready" into a stream of messages.
 
-    Nothing is copied before it is sent: a queued range is four numbers, its bytes stay in the pool. The queue is
+    Nothing is copied before it is sent: a queued range is five numbers, its bytes stay in the pool. The queue is
     bounded by layers x chunks of one prompt. One task feeds it (`ready`, `control`, `finish`, `credit`), one task reads
     `messages`; both on the same event loop.
 
@@ -23,6 +25,10 @@ class KvSender:
         layout: of the pool that is read.
         memory: the pool's bytes.
         credit_bytes: KV bytes that may be sent before `credit` grants more.
+
+    Attributes:
+        began_ns: when it was made, which is when PrefillAccepted goes out; CLOCK_MONOTONIC.
+        digest: of what was sent.
     """
 
     def __init__(self, layout: PoolLayout, memory: memoryview, credit_bytes: int) -> None:
@@ -30,18 +36,16 @@ class KvSender:
         self._memory = memory
         self._credit = credit_bytes
         self._control: deque[prefill_pb2.PrefillResponse] = deque()
-        self._ranges: deque[tuple[int, int, int, int]] = deque()  # slot, layer, start, stop
+        self._ranges: deque[_Range] = deque()
         self._finished = False
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
         self.digest = StreamDigest()
-        self._moved_ns = 0
-        self._moving_since = 0  # 0: there is nothing to send
+        self.began_ns = time.monotonic_ns()
 
-    @property
-    def moving_ns(self) -> int:
-        """Time there was KV to send: being written, or waiting for its turn or for credit."""
-        return self._moved_ns + (time.monotonic_ns() - self._moving_since if self._moving_since else 0)
+    def since_began_ns(self) -> int:
+        """Nanoseconds since it was made."""
+        return time.monotonic_ns() - self.began_ns
 
     def control(self, message: prefill_pb2.PrefillResponse) -> None:
         """Queue a message that goes out before any KV still queued."""
@@ -51,9 +55,9 @@ class KvSender:
     def ready(self, slot: int, layer: int, start: int, stop: int) -> None:
         """Tokens [start, stop) of a layer lie in the pool and will not change."""
         step = chunk_tokens(self._layout, layer)
+        since_began = self.since_began_ns()
         for first in range(start, stop, step):
-            self._ranges.append((slot, layer, first, min(first + step, stop)))
-        self._moving_since = self._moving_since or time.monotonic_ns()
+            self._ranges.append((slot, layer, first, min(first + step, stop), since_began))
         self._changed.set()
 
     def credit(self, size: int) -> None:
@@ -89,21 +93,20 @@ class KvSender:
                 yield self._control.popleft()
             elif self._ranges and self._fits(self._ranges[0]):
                 yield prefill_pb2.PrefillResponse(chunk=self._take())
-                if not self._ranges:
-                    self._moved_ns, self._moving_since = self.moving_ns, 0
             elif self._finished and not self._ranges:
                 return
             else:
                 self._changed.clear()
                 await self._changed.wait()
 
-    def _fits(self, item: tuple[int, int, int, int]) -> bool:
-        _, layer, start, stop = item
+    def _fits(self, item: _Range) -> bool:
+        _, layer, start, stop, _ = item
         return sum(self._layout.token_bytes(layer)) * (stop - start) <= self._credit
 
     def _take(self) -> kv_pb2.KvChunk:
-        slot, layer, start, stop = self._ranges.popleft()
+        slot, layer, start, stop, since_began = self._ranges.popleft()
         chunk = read_chunk(self._layout, self._memory, slot, layer, start, stop)
+        chunk.since_accepted_ns = since_began
         self._credit -= len(chunk.data)
         self.digest.add(chunk)
         return chunk

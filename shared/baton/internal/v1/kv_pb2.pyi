@@ -183,6 +183,7 @@ class KvChunk(_message.Message):
     CODEC_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
+    SINCE_ACCEPTED_NS_FIELD_NUMBER: _builtins.int
     layer: _builtins.int
     """Index into the layer table."""
     start: _builtins.int
@@ -195,6 +196,10 @@ class KvChunk(_message.Message):
     """K, then V. Its length is exactly what layer, tokens and codec imply."""
     checksum: _builtins.int
     """xxh3_64 of data, seeded with layer << 32 ^ start: a chunk that lands in the wrong place fails too."""
+    since_accepted_ns: _builtins.int
+    """Nanoseconds from the sender's PrefillAccepted to when this was computed, by its monotonic clock. What the receiver saw
+    pass beyond that, the chunk spent waiting for its turn or for credit, and moving.
+    """
     def __init__(
         self,
         *,
@@ -204,10 +209,11 @@ class KvChunk(_message.Message):
         codec: Global___KvCodec.ValueType = ...,
         data: _builtins.bytes = ...,
         checksum: _builtins.int = ...,
+        since_accepted_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "codec", b"codec", "data", b"data", "layer", b"layer", "start", b"start", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "codec", b"codec", "data", b"data", "layer", b"layer", "since_accepted_ns", b"since_accepted_ns", "start", b"start", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -250,7 +250,6 @@ class FirstToken(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
     SINCE_ACCEPTED_NS_FIELD_NUMBER: _builtins.int
-    HIDDEN_NS_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     """The token."""
     finish_reason: _sampling_pb2.FinishReason.ValueType
@@ -258,10 +257,6 @@ class FirstToken(_message.Message):
     since_accepted_ns: _builtins.int
     """Nanoseconds from sending PrefillAccepted to sampling the token, by the worker's monotonic clock. What the receiver saw
     pass between the two messages beyond that, the token spent waiting behind KV on the way.
-    """
-    hidden_ns: _builtins.int
-    """Nanoseconds until the token was sampled in which KV was computed and not yet sent: it moved, or waited for its turn or
-    for credit, while the prompt was still being computed.
     """
     @_builtins.property
     def timing(self) -> _timing_pb2.HopTiming:
@@ -274,11 +269,10 @@ class FirstToken(_message.Message):
         finish_reason: _sampling_pb2.FinishReason.ValueType = ...,
         timing: _timing_pb2.HopTiming | None = ...,
         since_accepted_ns: _builtins.int = ...,
-        hidden_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "hidden_ns", b"hidden_ns", "since_accepted_ns", b"since_accepted_ns", "timing", b"timing", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "since_accepted_ns", b"since_accepted_ns", "timing", b"timing", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
