@@ -30,6 +30,9 @@ _FIRST_BACKOFF = 0.05  # seconds
 _LAST_BACKOFF = 1.0
 _TIERS = {worker_pb2.WORKER_ROLE_DECODE: "decode", worker_pb2.WORKER_ROLE_PREFILL: "prefill"}
 
+for _tier in _TIERS.values():
+    WORKERS.labels(_tier)  # a router that never saw a worker says 0, or the alert has nothing to compare
+
 
 class Cancellable(Protocol):
     """A call in progress."""
