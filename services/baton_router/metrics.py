@@ -5,7 +5,9 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge, Histogram
 
 from baton.v1 import inference_pb2, ledger_pb2
+from baton_router.outcome import OK, outcomes
 
+_METHODS = ("Generate", "StreamGenerate", "Chat", "StreamChat")
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 
 REQUESTS = Counter("baton_requests_total", "Requests by method and outcome", ["method", "outcome"])
@@ -33,7 +35,11 @@ CACHE = Counter("baton_response_cache_total", "Finished requests by cache status
 CACHE_FAILURES = Counter("baton_response_cache_failures_total", "Cache calls that failed, by what failed", ["what"])
 MIGRATIONS = Counter("baton_migrations_total", "Times a request moved to another decode worker")
 LEDGER_SECONDS = Histogram(
-    "baton_ledger_seconds", "Time of a request in one entry of its ledger", ["hop", "kind"], buckets=_SECONDS
+    "baton_ledger_seconds",
+    "Time of a request in one entry of its ledger; an entry below zero counts as 0 and is told by "
+    "baton_ledger_negative_remainders_total",
+    ["hop", "kind"],
+    buckets=_SECONDS,
 )
 HIDDEN_TRANSFER_SECONDS = Histogram(
     "baton_ledger_hidden_transfer_seconds", "KV transfer that computation hid, beside the ledger", buckets=_SECONDS
@@ -44,6 +50,13 @@ RESIDUAL_SECONDS = Histogram(
     buckets=(0.00001, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.1, 1),
 )
 
+# A rate needs a reading before the first event: without these the first failure of its kind would not show.
+for _method in _METHODS:
+    for _outcome in outcomes():
+        REQUESTS.labels(_method, _outcome)
+for _what in ("lookup", "fill", "fill_dropped"):
+    CACHE_FAILURES.labels(_what)
+
 
 def record(method: str, outcome: str, summary: inference_pb2.Summary) -> None:
     """Count a request that is over; its summary holds what is known of it."""
@@ -52,7 +65,7 @@ def record(method: str, outcome: str, summary: inference_pb2.Summary) -> None:
     ledger = summary.ledger
     total = ledger.total.total.ToNanoseconds() / 1e9
     REQUEST_SECONDS.labels(outcome).observe(total)
-    if outcome == "ok":
+    if outcome == OK:
         COMPLETION_TOKENS.inc(summary.usage.completion_tokens)
         CACHE.labels(word(inference_pb2.CacheStatus.Name(summary.cache_status), 2)).inc()
         if ledger.HasField("first_token"):
@@ -62,6 +75,7 @@ def record(method: str, outcome: str, summary: inference_pb2.Summary) -> None:
                 TPOT_SECONDS.observe((total - first) / (summary.usage.completion_tokens - 1))
     for entry in ledger.total.entries:
         labels = word(ledger_pb2.Hop.Name(entry.hop), 1), word(ledger_pb2.Kind.Name(entry.kind), 1)
+        # A histogram's sum must not shrink. Where this clamps, the entries' sums exceed those of the totals.
         LEDGER_SECONDS.labels(*labels).observe(max(0.0, entry.duration.ToNanoseconds() / 1e9))
     HIDDEN_TRANSFER_SECONDS.observe(ledger.total.hidden_transfer.ToNanoseconds() / 1e9)
     RESIDUAL_SECONDS.observe(abs(ledger.total.residual.ToNanoseconds()) / 1e9)

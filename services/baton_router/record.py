@@ -14,12 +14,9 @@ from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
 from baton_router import metrics
 from baton_router.account import Account
 from baton_router.metrics import word
+from baton_router.outcome import CANCELLED, INTERNAL, OK
 from baton_router.pulse import Pulse
 from baton_router.validate import ResolvedRequest
-
-OK = "ok"
-CANCELLED = "cancelled"
-INTERNAL = "internal"
 
 
 class Record:

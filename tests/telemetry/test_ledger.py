@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.internal.v1 import timing_pb2
-from baton.telemetry.ledger import Timeline
+from baton.telemetry.ledger import NEGATIVE_REMAINDERS, Timeline
 from baton.v1 import ledger_pb2
 
 KINDS = st.sampled_from([k for k in ledger_pb2.Kind.values() if k])
@@ -61,3 +62,20 @@ def test_states_do_not_overlap() -> None:
     }
     assert partition.total.ToNanoseconds() == 30
     assert partition.residual.ToNanoseconds() == 0
+
+
+@pytest.mark.parametrize(
+    ("waited", "total", "entry"),
+    [pytest.param(5, 10, 10, id="more than the caller saw"), pytest.param(100, 10, 15, id="more than its own total")],
+)
+def test_every_entry_below_zero_is_counted(waited: int, total: int, entry: int) -> None:
+    clock = Clock()
+    timeline = Timeline(ledger_pb2.HOP_ROUTER, now=clock)
+    timeline.enter(ledger_pb2.KIND_NETWORK, ledger_pb2.HOP_PREFILL)
+    clock.now += waited
+    counter = NEGATIVE_REMAINDERS.labels("HOP_PREFILL")
+    before = counter._value.get()
+    compute = timing_pb2.TimingEntry(hop=ledger_pb2.HOP_PREFILL, kind=ledger_pb2.KIND_COMPUTE, duration_ns=entry)
+    timeline.book(ledger_pb2.HOP_PREFILL, timing_pb2.HopTiming(total_ns=total, entries=[compute]))
+    assert any(part.duration_ns < 0 for part in timeline.timing().entries)
+    assert counter._value.get() == before + 1

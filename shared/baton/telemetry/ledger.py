@@ -19,7 +19,8 @@ Part = tuple[int, int]  # (ledger_pb2.Hop, ledger_pb2.Kind) values
 
 NEGATIVE_REMAINDERS = Counter(
     "baton_ledger_negative_remainders_total",
-    "Times a callee reported more time than its caller saw (clock granularity), by hop",
+    "Times a ledger entry fell below zero: a callee reported more time than its caller saw (clock granularity), or "
+    "entries above its own total, by hop",
     ["hop"],
 )
 for _hop in ("HOP_CACHE", "HOP_DECODE", "HOP_PREFILL"):
@@ -84,6 +85,8 @@ class Timeline:
             parts[part] = parts.get(part, 0) + entry.duration_ns
         # What the callee itself could not attribute is its overhead, not the network's.
         rest = timing.total_ns - sum(parts.values())
+        if rest < 0:
+            NEGATIVE_REMAINDERS.labels(ledger_pb2.Hop.Name(callee)).inc()
         if rest:
             parts[callee, ledger_pb2.KIND_OVERHEAD] = parts.get((callee, ledger_pb2.KIND_OVERHEAD), 0) + rest
         self.carve((callee, ledger_pb2.KIND_NETWORK), parts)
