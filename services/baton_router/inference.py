@@ -170,7 +170,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
                 generation = Generation(
                     self._tier, request_id, resolved, serving.fingerprint, serving.eos_token_ids, deadline, account
                 )
-                async with aclosing(self._generate(generation, account, buffer=buffer)) as chunks:
+                async with aclosing(self._generate(generation, record, buffer=buffer)) as chunks:
                     async for chunk in chunks:
                         answer.take(chunk)
                         record.chunk(len(chunk.token_ids))
@@ -218,10 +218,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         return answer
 
     async def _generate(
-        self, generation: Generation, account: Account, *, buffer: bool
+        self, generation: Generation, record: Record, *, buffer: bool
     ) -> AsyncGenerator[inference_pb2.TokenChunk, None]:
         """The generation's chunks, at the client's pace but never more than the buffer behind."""
-        source = _then_stall(generation, account)
+        source = _then_stall(generation, record)
         if buffer:
             async with buffered(source, self._settings.max_unsent_tokens) as unsent:
                 async for chunk in unsent:
@@ -230,7 +230,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
             async with aclosing(source):
                 async for chunk in source:
                     yield chunk
-        account.enter(ledger_pb2.KIND_OVERHEAD)
+        record.account.enter(ledger_pb2.KIND_OVERHEAD)
 
     def _conclude(self, generation: Generation, summary: inference_pb2.Summary) -> None:
         finished = generation.finished
@@ -278,7 +278,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         return asyncio.get_running_loop().time() + (longest if left is None else min(left, longest))
 
 
-async def _then_stall(generation: Generation, account: Account) -> AsyncGenerator[inference_pb2.TokenChunk, None]:
+async def _then_stall(generation: Generation, record: Record) -> AsyncGenerator[inference_pb2.TokenChunk, None]:
     """The chunks; once the worker is done, what is left of the request's time is the client's reading.
 
     Before that a slow client costs nothing: the worker computes meanwhile.
@@ -286,6 +286,7 @@ async def _then_stall(generation: Generation, account: Account) -> AsyncGenerato
     try:
         async with aclosing(generation.chunks()) as chunks:
             async for chunk in chunks:
+                record.arrived(len(chunk.token_ids))
                 yield chunk
     finally:
-        account.enter(ledger_pb2.KIND_STALL)  # a full buffer ends this too, and its error waits for the reader
+        record.account.enter(ledger_pb2.KIND_STALL)  # a full buffer ends this too, and its error waits for the reader

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge, Histogram
 
 from baton.v1 import inference_pb2, ledger_pb2
+from baton_router.arrivals import Arrivals
 from baton_router.outcome import OK, outcomes
 
 _METHODS = ("Generate", "StreamGenerate", "Chat", "StreamChat")
@@ -14,23 +15,29 @@ REQUESTS = Counter("baton_requests_total", "Requests by method and outcome", ["m
 IN_FLIGHT = Gauge("baton_requests_in_flight", "Requests being served")
 # Names of OpenTelemetry's conventions for generative AI, where they have one.
 TTFT_SECONDS = Histogram(
-    "gen_ai_server_time_to_first_token_seconds", "Receipt to first token of finished requests", buckets=_SECONDS
+    "gen_ai_server_time_to_first_token_seconds",
+    "Receipt to first token of finished requests, by cache status: a hit's is the cache's",
+    ["cache"],
+    buckets=_SECONDS,
 )
 REQUEST_SECONDS = Histogram(
     "gen_ai_server_request_duration_seconds", "Receipt to end of all requests", ["outcome"], buckets=_SECONDS
 )
 TPOT_SECONDS = Histogram(
     "gen_ai_server_time_per_output_token_seconds",
-    "Time per token after the first, of finished requests",
+    "Time per token after the first, of finished requests, as workers sent them; cache hits have none",
     buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2),
 )
 INTER_TOKEN_SECONDS = Histogram(
     "baton_inter_token_seconds",
-    "Gap between two messages with tokens of one answer",
+    "Gap between two messages with tokens of one answer, as workers sent them",
     buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2),
 )
 PROMPT_TOKENS = Counter("baton_prompt_tokens_total", "Prompt tokens of understood requests")
-COMPLETION_TOKENS = Counter("baton_completion_tokens_total", "Generated tokens of finished requests")
+COMPLETION_TOKENS = Counter(
+    "baton_completion_tokens_total",
+    "Tokens generated for finished requests: not those replayed from the cache, nor those a client resumed from",
+)
 CACHE = Counter("baton_response_cache_total", "Finished requests by cache status", ["status"])
 CACHE_FAILURES = Counter("baton_response_cache_failures_total", "Cache calls that failed, by what failed", ["what"])
 MIGRATIONS = Counter("baton_migrations_total", "Times a request moved to another decode worker")
@@ -58,21 +65,21 @@ for _what in ("lookup", "fill", "fill_dropped"):
     CACHE_FAILURES.labels(_what)
 
 
-def record(method: str, outcome: str, summary: inference_pb2.Summary) -> None:
-    """Count a request that is over; its summary holds what is known of it."""
+def record(method: str, outcome: str, summary: inference_pb2.Summary, arrivals: Arrivals) -> None:
+    """Count a request that is over: its summary holds what is known of it, `arrivals` what was generated for it."""
     REQUESTS.labels(method, outcome).inc()
     PROMPT_TOKENS.inc(summary.usage.prompt_tokens)
     ledger = summary.ledger
-    total = ledger.total.total.ToNanoseconds() / 1e9
-    REQUEST_SECONDS.labels(outcome).observe(total)
+    REQUEST_SECONDS.labels(outcome).observe(ledger.total.total.ToNanoseconds() / 1e9)
     if outcome == OK:
-        COMPLETION_TOKENS.inc(summary.usage.completion_tokens)
-        CACHE.labels(word(inference_pb2.CacheStatus.Name(summary.cache_status), 2)).inc()
+        cache = word(inference_pb2.CacheStatus.Name(summary.cache_status), 2)
+        CACHE.labels(cache).inc()
+        COMPLETION_TOKENS.inc(arrivals.tokens)
         if ledger.HasField("first_token"):
-            first = ledger.first_token.total.ToNanoseconds() / 1e9
-            TTFT_SECONDS.observe(first)
-            if summary.usage.completion_tokens > 1:
-                TPOT_SECONDS.observe((total - first) / (summary.usage.completion_tokens - 1))
+            TTFT_SECONDS.labels(cache).observe(ledger.first_token.total.ToNanoseconds() / 1e9)
+        per_token = arrivals.seconds_per_token()
+        if per_token is not None:
+            TPOT_SECONDS.observe(per_token)
     for entry in ledger.total.entries:
         labels = word(ledger_pb2.Hop.Name(entry.hop), 1), word(ledger_pb2.Kind.Name(entry.kind), 1)
         # A histogram's sum must not shrink. Where this clamps, the entries' sums exceed those of the totals.

@@ -37,7 +37,7 @@ class Ended:
     outcome: str
     cache_hit: bool
     first_token_ns: int
-    """0: there was none."""
+    """0: none was generated."""
     ledger: dict[tuple[int, int], int]
     """(hop, kind) -> nanoseconds."""
 
@@ -70,23 +70,25 @@ class Pulse:
         self._gaps: deque[tuple[int, int]] = deque(maxlen=_SAMPLES)
         self._ended: deque[tuple[int, Ended]] = deque(maxlen=_SAMPLES)
 
-    def chunk(self, tokens: int, gap_ns: int) -> None:
-        """Tokens of an answer are there, so long after the ones before; 0: they are the first."""
+    def chunk(self, tokens: int, gap_ns: int | None) -> None:
+        """A worker sent tokens of an answer, so long after the ones before; None: they are the first."""
         now = self._now()
         self._tokens.append((now, tokens))
-        if gap_ns:
+        if gap_ns is not None:
             self._gaps.append((now, gap_ns))
 
     def ended(self, outcome: str, summary: inference_pb2.Summary) -> None:
         """A request is over."""
         ledger = summary.ledger
+        cache_hit = summary.cache_status == inference_pb2.CACHE_STATUS_HIT
+        generated = ledger.HasField("first_token") and not cache_hit
         self._ended.append(
             (
                 self._now(),
                 Ended(
                     outcome=outcome,
-                    cache_hit=summary.cache_status == inference_pb2.CACHE_STATUS_HIT,
-                    first_token_ns=ledger.first_token.total.ToNanoseconds() if ledger.HasField("first_token") else 0,
+                    cache_hit=cache_hit,
+                    first_token_ns=ledger.first_token.total.ToNanoseconds() if generated else 0,
                     ledger={(e.hop, e.kind): e.duration.ToNanoseconds() for e in ledger.total.entries},
                 ),
             )

@@ -13,6 +13,7 @@ from baton.telemetry.tracing import Attribute
 from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
 from baton_router import metrics
 from baton_router.account import Account
+from baton_router.arrivals import Arrivals
 from baton_router.metrics import word
 from baton_router.outcome import CANCELLED, INTERNAL, OK
 from baton_router.pulse import Pulse
@@ -27,37 +28,39 @@ class Record:
         method: of the public service.
         started_ns: receipt, Unix time; for people, never subtracted from another host's.
         account: its time in the making.
+        arrivals: the tokens that workers sent for it.
         outcome: "ok", "cancelled", or the reason of its error in lower case; empty while it runs.
         summary: its last message, filled in as things become known; the ledger is there at the end in any case.
     """
 
-    __slots__ = ("_last_chunk_ns", "_pulse", "account", "method", "outcome", "request_id", "started_ns", "summary")
+    __slots__ = ("_pulse", "account", "arrivals", "method", "outcome", "request_id", "started_ns", "summary")
 
     def __init__(self, request_id: str, method: str, pulse: Pulse) -> None:
         self.request_id = request_id
         self.method = method
         self.started_ns = time.time_ns()
         self.account = Account()
+        self.arrivals = Arrivals()
         self.outcome = ""
         self.summary = inference_pb2.Summary()
         self._pulse = pulse
-        self._last_chunk_ns = 0
 
     def resolved(self, request: ResolvedRequest, model: str) -> None:
         """It was understood."""
         self.summary.usage.prompt_tokens = len(request.prompt_ids)
         tracing.set_call_attributes(_request_attributes(self.method, request, model))
 
-    def chunk(self, tokens: int) -> None:
-        """A chunk of the answer is there."""
+    def arrived(self, tokens: int) -> None:
+        """A worker sent tokens. Told where they come in: behind the buffer their pace is the client's."""
         if not tokens:
             return
-        now = time.monotonic_ns()
-        gap = now - self._last_chunk_ns if self._last_chunk_ns else 0
-        if gap:
+        gap = self.arrivals.take(tokens, time.monotonic_ns())
+        if gap is not None:
             metrics.INTER_TOKEN_SECONDS.observe(gap / 1e9)
         self._pulse.chunk(tokens, gap)
-        self._last_chunk_ns = now
+
+    def chunk(self, tokens: int) -> None:
+        """A chunk of the answer goes to the client, wherever it is from."""
         self.summary.usage.completion_tokens += tokens
 
     def complete(self) -> inference_pb2.Summary:
@@ -83,7 +86,7 @@ class Record:
         finally:
             if not self.summary.HasField("ledger"):
                 self.complete()
-            metrics.record(self.method, self.outcome, self.summary)
+            metrics.record(self.method, self.outcome, self.summary, self.arrivals)
             self._pulse.ended(self.outcome, self.summary)
             tracing.set_call_attributes(_outcome_attributes(self))
 

@@ -122,13 +122,28 @@ def test_the_oldest_records_go() -> None:
 def test_the_window_forgets() -> None:
     now = 0
     pulse = Pulse(seconds=10, now=lambda: now)
-    pulse.chunk(5, 0)
+    pulse.chunk(5, None)
     pulse.chunk(5, 1_000_000)
     assert pulse.window().tokens_per_second == 1.0
     assert pulse.window().inter_token == Percentiles(1_000_000, 1_000_000, 1_000_000)
     now = 11_000_000_000
     assert pulse.window().tokens_per_second == 0.0
     assert pulse.window().inter_token is None
+
+
+def test_a_hit_says_nothing_of_how_fast_tokens_are_generated() -> None:
+    pulse = Pulse()
+    record = Record("hit", "Generate", pulse)
+    with record.closing():
+        record.summary.cache_status = inference_pb2.CACHE_STATUS_HIT
+        for _ in range(6):
+            record.account.first_token()
+            record.chunk(1)
+            record.account.handed_over()
+    assert record.summary.ledger.HasField("first_token")
+    window = pulse.window()
+    assert (window.outcomes["ok"], window.cache_hits, window.tokens_per_second) == (1, 1, 0.0)
+    assert window.time_to_first_token is window.inter_token is None
 
 
 def test_percentiles_are_of_the_nearest_rank() -> None:

@@ -230,11 +230,11 @@ class WatchMeshResponse(_message.Message):
 
     @_builtins.property
     def time_to_first_token(self) -> Global___Percentiles:
-        """Receipt to first token, of requests that ended well in the window."""
+        """Receipt to first token, of requests that ended well in the window and were not answered from the cache."""
 
     @_builtins.property
     def inter_token(self) -> Global___Percentiles:
-        """Gaps between messages with tokens in the window."""
+        """Gaps between messages with tokens in the window, as workers sent them."""
 
     @_builtins.property
     def ledger(self) -> _containers.RepeatedCompositeFieldContainer[_ledger_pb2.LedgerEntry]:
