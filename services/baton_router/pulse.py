@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from baton.v1 import inference_pb2
+from baton_router.outcome import OK
+from baton_router.reservoir import Reservoir
 
-_SAMPLES = 20_000  # most samples of a kind in the window; beyond it the oldest go
+_SLICE_NS = 100_000_000
+_SAMPLES = 200  # latencies of a kind kept of one slice; more are sampled. What is counted is counted in full.
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,30 +25,23 @@ class Percentiles:
     p99: int
 
     @classmethod
-    def of(cls, sample: Sequence[int]) -> Percentiles | None:
-        """Nearest-rank percentiles; None of an empty sample."""
-        if not sample:
-            return None
+    def of(cls, sample: Iterable[tuple[int, float]]) -> Percentiles | None:
+        """Nearest-rank percentiles of values with weights; None of an empty sample."""
         ranked = sorted(sample)
-        p50, p90, p99 = (ranked[min(len(ranked) - 1, int(share * len(ranked)))] for share in (0.5, 0.9, 0.99))
+        if not ranked:
+            return None
+        whole = sum(weight for _, weight in ranked)
+        p50, p90, p99 = (_ranked(ranked, share * whole) for share in (0.5, 0.9, 0.99))
         return cls(p50, p90, p99)
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A request that is over."""
-
-    outcome: str
-    cache_hit: bool
-    first_token_ns: int
-    """0: none was generated."""
-    ledger: dict[tuple[int, int], int]
-    """(hop, kind) -> nanoseconds."""
 
 
 @dataclass(slots=True)
 class Window:
-    """One look at the last seconds."""
+    """One look at the last seconds.
+
+    Attributes:
+        seconds: how many, exactly: what the counts are to be divided by.
+    """
 
     seconds: float
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -56,59 +53,84 @@ class Window:
 
 
 class Pulse:
-    """Keeps the samples of the last seconds.
+    """Keeps the sums and samples of the last seconds, by slices of a tenth.
 
     Args:
-        seconds: length of the window.
+        seconds: least length of the window; it is up to a slice longer, because whole slices go.
         now: nanosecond clock, monotonic.
     """
 
     def __init__(self, seconds: float = 10.0, now: Callable[[], int] = time.monotonic_ns) -> None:
-        self.seconds = seconds
         self._now = now
-        self._tokens: deque[tuple[int, int]] = deque(maxlen=_SAMPLES)
-        self._gaps: deque[tuple[int, int]] = deque(maxlen=_SAMPLES)
-        self._ended: deque[tuple[int, Ended]] = deque(maxlen=_SAMPLES)
+        self._rng = random.Random(0)
+        self._length = round(seconds * 1e9) // _SLICE_NS  # whole slices before the running one
+        self._slices: deque[_Slice] = deque(maxlen=self._length + 1)
 
     def chunk(self, tokens: int, gap_ns: int | None) -> None:
         """A worker sent tokens of an answer, so long after the ones before; None: they are the first."""
-        now = self._now()
-        self._tokens.append((now, tokens))
+        running = self._running()
+        running.tokens += tokens
         if gap_ns is not None:
-            self._gaps.append((now, gap_ns))
+            running.gaps.add(gap_ns)
 
     def ended(self, outcome: str, summary: inference_pb2.Summary) -> None:
         """A request is over."""
-        ledger = summary.ledger
+        running, ledger = self._running(), summary.ledger
         cache_hit = summary.cache_status == inference_pb2.CACHE_STATUS_HIT
-        generated = ledger.HasField("first_token") and not cache_hit
-        self._ended.append(
-            (
-                self._now(),
-                Ended(
-                    outcome=outcome,
-                    cache_hit=cache_hit,
-                    first_token_ns=ledger.first_token.total.ToNanoseconds() if generated else 0,
-                    ledger={(e.hop, e.kind): e.duration.ToNanoseconds() for e in ledger.total.entries},
-                ),
-            )
-        )
+        running.outcomes[outcome] += 1
+        running.cache_hits += cache_hit
+        for entry in ledger.total.entries:
+            running.ledger[entry.hop, entry.kind] += entry.duration.ToNanoseconds()
+        if outcome == OK and ledger.HasField("first_token") and not cache_hit:
+            running.first_tokens.add(ledger.first_token.total.ToNanoseconds())
 
     def window(self) -> Window:
         """The last seconds, up to now."""
-        since = self._now() - int(self.seconds * 1e9)
-        for samples in (self._tokens, self._gaps, self._ended):
-            while samples and samples[0][0] < since:
-                samples.popleft()
-        window = Window(self.seconds)
-        window.tokens_per_second = sum(tokens for _, tokens in self._tokens) / self.seconds
-        window.inter_token = Percentiles.of([gap for _, gap in self._gaps])
-        first_tokens = []
-        for _, ended in self._ended:
-            window.outcomes[ended.outcome] += 1
-            window.cache_hits += ended.cache_hit
-            window.ledger.update(ended.ledger)
-            if ended.outcome == "ok" and ended.first_token_ns:
-                first_tokens.append(ended.first_token_ns)
+        now = self._now()
+        oldest = now // _SLICE_NS - self._length
+        window = Window(seconds=(now - oldest * _SLICE_NS) / 1e9)
+        tokens = 0
+        gaps: list[tuple[int, float]] = []
+        first_tokens: list[tuple[int, float]] = []
+        for part in self._slices:
+            if part.index >= oldest:
+                tokens += part.tokens
+                window.outcomes.update(part.outcomes)
+                window.cache_hits += part.cache_hits
+                window.ledger.update(part.ledger)
+                gaps += part.gaps.weighted()
+                first_tokens += part.first_tokens.weighted()
+        window.tokens_per_second = tokens / window.seconds
+        window.inter_token = Percentiles.of(gaps)
         window.time_to_first_token = Percentiles.of(first_tokens)
         return window
+
+    def _running(self) -> _Slice:
+        """The slice of this instant."""
+        index = self._now() // _SLICE_NS
+        if not self._slices or self._slices[-1].index != index:
+            self._slices.append(_Slice(index, Reservoir(_SAMPLES, self._rng), Reservoir(_SAMPLES, self._rng)))
+        return self._slices[-1]
+
+
+@dataclass(slots=True)
+class _Slice:
+    """What went on in one tenth of a second, by its number since the clock's zero."""
+
+    index: int
+    gaps: Reservoir
+    first_tokens: Reservoir
+    tokens: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    cache_hits: int = 0
+    ledger: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+
+def _ranked(ranked: list[tuple[int, float]], rank: float) -> int:
+    """The value that covers a rank, of weighted values in order."""
+    below = 0.0
+    for value, weight in ranked:
+        below += weight
+        if below > rank:
+            return value
+    return ranked[-1][0]

@@ -97,7 +97,9 @@ async def test_mesh_state(router: Router, worker: ScriptedWorker) -> None:
         call.cancel()
     last = states[-1]
     assert dict(last.outcomes) == {"ok": 1}
-    assert last.tokens_per_second == pytest.approx(4 / last.window.seconds)
+    seconds = last.window.ToNanoseconds() / 1e9
+    assert 10 <= seconds <= 10.1
+    assert last.tokens_per_second == pytest.approx(4 / seconds)
     assert last.time_to_first_token.p50.ToNanoseconds() > 0
     assert last.ledger
     assert [seen.target for seen in last.workers] == [worker.address]
@@ -126,9 +128,42 @@ def test_the_window_forgets() -> None:
     pulse.chunk(5, 1_000_000)
     assert pulse.window().tokens_per_second == 1.0
     assert pulse.window().inter_token == Percentiles(1_000_000, 1_000_000, 1_000_000)
+    now = 10_050_000_000
+    assert pulse.window().tokens_per_second == pytest.approx(10 / 10.05)
     now = 11_000_000_000
     assert pulse.window().tokens_per_second == 0.0
     assert pulse.window().inter_token is None
+
+
+def test_nothing_is_too_much_to_count() -> None:
+    """4,000 messages a second, of which one in a hundred is late, and as many requests."""
+    now = 0
+    pulse = Pulse(seconds=10, now=lambda: now)
+    summary = inference_pb2.Summary()
+    summary.ledger.first_token.total.FromNanoseconds(5_000_000)
+    for turn in range(12 * 4_000):
+        now = turn * 250_000
+        pulse.chunk(1, 50_000_000 if turn % 100 == 0 else 2_000_000)
+        pulse.ended("ok", summary)
+    now = 12_000_000_000
+    window = pulse.window()
+    assert window.tokens_per_second == pytest.approx(4_000)
+    assert window.outcomes["ok"] / window.seconds == pytest.approx(4_000)
+    assert window.inter_token is not None
+    assert (window.inter_token.p50, window.inter_token.p90) == (2_000_000, 2_000_000)
+    assert window.time_to_first_token == Percentiles(5_000_000, 5_000_000, 5_000_000)
+
+
+def test_a_busy_moment_weighs_as_much_as_it_held() -> None:
+    now = 0
+    pulse = Pulse(seconds=10, now=lambda: now)
+    for _ in range(9_000):
+        pulse.chunk(1, 30)
+    now = 1_000_000_000
+    for _ in range(500):
+        pulse.chunk(1, 10)
+    assert pulse.window().inter_token == Percentiles(30, 30, 30)
+    assert sum(len(part.gaps.weighted()) for part in pulse._slices) == 400
 
 
 def test_a_hit_says_nothing_of_how_fast_tokens_are_generated() -> None:
@@ -148,4 +183,5 @@ def test_a_hit_says_nothing_of_how_fast_tokens_are_generated() -> None:
 
 def test_percentiles_are_of_the_nearest_rank() -> None:
     assert Percentiles.of([]) is None
-    assert Percentiles.of(list(range(100, 0, -1))) == Percentiles(51, 91, 100)
+    assert Percentiles.of([(value, 1.0) for value in range(100, 0, -1)]) == Percentiles(51, 91, 100)
+    assert Percentiles.of([(1, 98.0), (2, 1.0), (3, 1.0)]) == Percentiles(1, 1, 3)

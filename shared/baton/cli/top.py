@@ -54,7 +54,7 @@ def top(
 def screen(state: observe_pb2.WatchMeshResponse, address: str) -> Group:
     """One look at the mesh."""
     seconds = state.window.ToNanoseconds() / 1e9
-    head = Text.assemble((address, "bold"), (f"   last {seconds:g} s", "dim"))
+    head = Text.assemble((address, "bold"), (f"   last {seconds:.0f} s", "dim"))
     return Group(head, Text(), _rates(state, seconds), Text(), _workers(state), Text(), _time(state))
 
 
@@ -113,7 +113,7 @@ def _rates(state: observe_pb2.WatchMeshResponse, seconds: float) -> Table:
         table.add_row(name, "", "", *row)
     table.add_row("cache hits", "", f"{state.cache_hits / seconds:.1f}", "", "", "")
     for name, count in sorted(failed.items()):
-        table.add_row(Text(escape(name), style="yellow"), "", str(count), "", "", "")
+        table.add_row(Text(escape(name), style="yellow"), "", f"{count / seconds:.1f}", "", "", "")
     return table
 
 
