@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import grpc
 import pytest
+from typer.testing import CliRunner, Result
 
+from baton.cli.main import app
 from baton.internal.v1 import observe_pb2, observe_pb2_grpc
 from baton.v1 import inference_pb2, sampling_pb2
 from baton_router.pulse import Percentiles, Pulse
@@ -110,6 +113,34 @@ async def test_an_unknown_request(router: Router) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await observe_pb2_grpc.ObserveStub(channel).GetRecord(observe_pb2.GetRecordRequest(request_id="never"))
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def trace(router: Router, wanted: str) -> Result:
+    """`baton trace` of one of three requests."""
+    for name in ("req-1", "req-10", "other-request"):
+        request = inference_pb2.GenerateRequest(text="fox", sampling=sampling_pb2.SamplingParams(max_tokens=2))
+        await router.stub.Generate(request, metadata=(("x-request-id", name),))
+    return await asyncio.to_thread(
+        CliRunner().invoke, app, ["trace", wanted, "--target", router.address, "--json"], env={"COLUMNS": "200"}
+    )
+
+
+@pytest.mark.parametrize(("wanted", "shown"), [("req-1", "req-1"), ("req-10", "req-10"), ("other", "other-request")])
+async def test_trace_takes_a_whole_id_or_its_beginning(
+    router: Router, worker: ScriptedWorker, wanted: str, shown: str
+) -> None:
+    result = await trace(router, wanted)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["request_id"] == shown
+
+
+@pytest.mark.parametrize(("wanted", "complaint"), [("req", "2 recent requests begin with"), ("none", "not among")])
+async def test_trace_says_why_it_shows_nothing(
+    router: Router, worker: ScriptedWorker, wanted: str, complaint: str
+) -> None:
+    result = await trace(router, wanted)
+    assert result.exit_code != 0
+    assert complaint in result.output
 
 
 def test_the_oldest_records_go() -> None:

@@ -55,14 +55,21 @@ def trace(
 def _fetch(stub: observe_pb2_grpc.ObserveStub, request_id: str, limit: int) -> Sequence[observe_pb2.RequestRecord]:
     if not request_id:
         return stub.ListRecords(observe_pb2.ListRecordsRequest(limit=limit), timeout=_TIMEOUT).records
-    # People copy the beginning of an id from a list.
-    latest = stub.ListRecords(observe_pb2.ListRecordsRequest(limit=1000), timeout=_TIMEOUT).records
-    found = [record for record in latest if record.request_id.startswith(request_id)]
-    if len(found) > 1 and found[0].request_id != request_id:
+    try:
+        return [stub.GetRecord(observe_pb2.GetRecordRequest(request_id=request_id), timeout=_TIMEOUT).record]
+    except grpc.RpcError as error:
+        # People copy the beginning of an id from a list. Whole ids go first: another may go on where one ends.
+        found = _beginning(stub, request_id) if error.code() is grpc.StatusCode.NOT_FOUND else []
+        if not found:
+            raise
+    if len(found) > 1:
         console.fail(f"{len(found)} recent requests begin with {request_id}")
-    if found:
-        return found[:1]
-    return [stub.GetRecord(observe_pb2.GetRecordRequest(request_id=request_id), timeout=_TIMEOUT).record]
+    return found
+
+
+def _beginning(stub: observe_pb2_grpc.ObserveStub, beginning: str) -> list[observe_pb2.RequestRecord]:
+    latest = stub.ListRecords(observe_pb2.ListRecordsRequest(limit=1000), timeout=_TIMEOUT).records
+    return [record for record in latest if record.request_id.startswith(beginning)]
 
 
 def _list(records: Sequence[observe_pb2.RequestRecord]) -> Table | Text:
