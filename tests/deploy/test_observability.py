@@ -176,6 +176,43 @@ def test_grafana_is_provisioned_with_what_its_dashboards_use() -> None:
             assert {source["uid"] for source in used if source} <= known, panel["title"]
 
 
+def rows(dashboard: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Panels by the title of the row that they are in."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for panel in dashboard["panels"]:
+        if panel["type"] == "row":
+            found[panel["title"]] = []
+        else:
+            found[list(found)[-1]].append(panel)
+    return found
+
+
+def test_the_dashboard_has_a_row_for_each_tier() -> None:
+    (path,) = DASHBOARDS
+    dashboard = json.loads(path.read_text(encoding="utf-8"))
+    by_row = rows(dashboard)
+    assert list(by_row) == ["Network or compute?", "Router", "Decode", "Prefill", "Cache"]
+    for tier in ("Decode", "Prefill"):
+        # Both tiers run an engine and export its metrics.
+        named = [target["expr"] for panel in by_row[tier] for target in panel["targets"]]
+        engines = [expr for expr in named if re.search("baton_(engine|kv|preemptions)", expr)]
+        assert len(engines) >= 5
+        assert all(f'job="{tier.lower()}"' in expr for expr in engines)
+    glance = [target["expr"] for panel in by_row["Network or compute?"] for target in panel["targets"]]
+    assert any("baton_ledger_hidden_transfer_seconds" in expr for expr in glance)
+
+
+def test_panels_do_not_overlap() -> None:
+    for path in DASHBOARDS:
+        taken: dict[tuple[int, int], str] = {}
+        for panel in json.loads(path.read_text(encoding="utf-8"))["panels"]:
+            place = panel["gridPos"]
+            for x in range(place["x"], place["x"] + place["w"]):
+                for y in range(place["y"], place["y"] + place["h"]):
+                    assert x < 24
+                    assert taken.setdefault((x, y), panel["title"]) == panel["title"]
+
+
 def test_grafana_finds_its_dashboards() -> None:
     (provider,) = load("deploy/grafana/provisioning/dashboards/baton.yaml")["providers"]
     grafana = files.services(*files.LAYERS)["grafana"]
