@@ -17,8 +17,10 @@ REDIS_SECONDS = Histogram(
 )
 REDIS_FAILURES = Counter("baton_cache_redis_failures_total", "Redis calls that failed, and how", ["operation", "how"])
 for _how in ("no_answer", "refused", "breaker_open"):
-    for _operation in ("get", "set"):
+    for _operation in ("get", "set", "remove", "ping"):
         REDIS_FAILURES.labels(_operation, _how)  # a zero is a figure, no data is a question
 for _outcome in ("hit", "absent", "store_failed", "corrupt"):
     LOOKUPS.labels(_outcome)
+for _outcome in ("stored", "too_large", "store_failed"):
+    FILLS.labels(_outcome)
 BREAKER_OPEN = Gauge("baton_cache_breaker_open", "1 while Redis is left alone because it does not answer")

@@ -57,10 +57,12 @@ RESIDUAL_SECONDS = Histogram(
     buckets=(0.00001, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.1, 1),
 )
 
-# A rate needs a reading before the first event: without these the first failure of its kind would not show.
+# A rate needs a reading before the first event: without these the first of a kind would not show.
 for _method in _METHODS:
     for _outcome in outcomes():
         REQUESTS.labels(_method, _outcome)
+for _status in ("bypass", "miss", "hit"):
+    CACHE.labels(_status)
 for _what in ("lookup", "fill", "fill_dropped"):
     CACHE_FAILURES.labels(_what)
 

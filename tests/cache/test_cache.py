@@ -17,6 +17,7 @@ from baton.v1 import ledger_pb2, sampling_pb2
 from baton_cache.key import digests
 from baton_cache.value import encode
 from tests.cache.conftest import Cache, an_answer, cache_key, name_of, running_cache
+from tests.fixtures.exposition import at_start, series
 
 ABSENT = response_cache_pb2.MISS_REASON_ABSENT
 CORRUPT = response_cache_pb2.MISS_REASON_CORRUPT
@@ -38,6 +39,15 @@ async def refused_field(call: grpc.aio.UnaryUnaryCall) -> str:  # type: ignore[t
 
 def counted(metric: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(metric, labels) or 0.0
+
+
+def test_the_first_failure_is_a_rise() -> None:
+    found = at_start("baton_cache")
+    for outcome in ("stored", "too_large", "store_failed"):
+        assert found[series("baton_cache_fills_total", outcome=outcome)] == 0
+    for operation in ("get", "set", "remove", "ping"):
+        for how in ("no_answer", "refused", "breaker_open"):
+            assert found[series("baton_cache_redis_failures_total", operation=operation, how=how)] == 0
 
 
 async def test_a_fill_is_a_hit(cache: Cache) -> None:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
-from prometheus_client.parser import text_string_to_metric_families
 
 from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
 from baton_router import metrics
 from baton_router.arrivals import Arrivals
+from tests.fixtures import exposition
+from tests.fixtures.exposition import Series, series
 from tests.router.conftest import Router, eventually, running_router
 from tests.router.scripted import ScriptedCache, ScriptedWorker, token_at
 from tests.router.test_stream import collect
-
-Series = tuple[str, frozenset[tuple[str, str]]]
 
 OUTCOMES = [
     "ok",
@@ -40,30 +37,28 @@ OUTCOMES = [
 
 @pytest.fixture(scope="module")
 def at_start() -> dict[Series, float]:
-    """All series of a router that was only just imported; this process has served requests already."""
-    program = "import baton_router.app, prometheus_client; print(prometheus_client.generate_latest().decode())"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(done.stdout)
-        for sample in family.samples
-    }
+    return exposition.at_start("baton_router")
 
 
 @pytest.mark.parametrize("tier", ["decode", "prefill"])
 def test_a_router_that_never_saw_a_worker_says_so(at_start: dict[Series, float], tier: str) -> None:
-    assert at_start["baton_workers", frozenset({("tier", tier)})] == 0
+    assert at_start[series("baton_workers", tier=tier)] == 0
 
 
 @pytest.mark.parametrize("method", ["Generate", "StreamGenerate", "Chat", "StreamChat"])
 def test_the_first_failure_of_a_kind_is_a_rise(at_start: dict[Series, float], method: str) -> None:
     for outcome in OUTCOMES:
-        assert at_start["baton_requests_total", frozenset({("method", method), ("outcome", outcome)})] == 0
+        assert at_start[series("baton_requests_total", method=method, outcome=outcome)] == 0
 
 
 @pytest.mark.parametrize("what", ["lookup", "fill", "fill_dropped"])
 def test_the_first_cache_failure_is_a_rise(at_start: dict[Series, float], what: str) -> None:
-    assert at_start["baton_response_cache_failures_total", frozenset({("what", what)})] == 0
+    assert at_start[series("baton_response_cache_failures_total", what=what)] == 0
+
+
+@pytest.mark.parametrize("status", ["hit", "miss", "bypass"])
+def test_the_first_hit_is_a_rise(at_start: dict[Series, float], status: str) -> None:
+    assert at_start[series("baton_response_cache_total", status=status)] == 0
 
 
 def value(name: str, **labels: str) -> float:
