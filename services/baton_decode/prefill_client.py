@@ -29,7 +29,10 @@ HANDOFF_SECONDS = Histogram(
 )
 HANDOFFS = Counter("baton_handoffs_total", "Handoffs by outcome", ["outcome"])
 HANDOFF_BYTES.labels("grpc")
-HANDOFFS.labels("ok")
+for _part in ("hidden", "exposed"):
+    HANDOFF_SECONDS.labels("grpc", _part)
+for _outcome in ("ok", "not_needed", "silent", "corrupt", "unavailable", "deadline_exceeded", "resource_exhausted"):
+    HANDOFFS.labels(_outcome)  # a zero is a figure, no data is a question
 
 
 class PrefillLost(Exception):

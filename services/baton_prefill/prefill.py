@@ -81,11 +81,12 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
                     task.add_done_callback(sender.fail_with)  # or an unexpected error would leave the caller waiting
                 try:
                     with tracing.phase("kv send", {"baton.transport": "grpc"}) as span:
-                        async for message in sender.messages():
-                            yield message
-                        span.set(
-                            {"baton.handoff.bytes": sender.digest.bytes, "baton.handoff.chunks": sender.digest.chunks}
-                        )
+                        try:
+                            async for message in sender.messages():
+                                yield message
+                        finally:
+                            sent = sender.digest
+                            span.set({"baton.handoff.bytes": sent.bytes, "baton.handoff.chunks": sent.chunks})
                     await taking_credits
                 finally:
                     # Both are gone before the slot is freed: nobody reads it any more.
