@@ -6,7 +6,6 @@ Without an endpoint nothing is installed: no interceptor, no span, no cost.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,13 +14,12 @@ from typing import Any, TypeVar
 import grpc
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from prometheus_client import Counter
 
 from baton import __version__
+from baton.telemetry.span_queue import SpanQueue
 
 CallT = TypeVar("CallT")
 Attribute = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[float]
@@ -29,10 +27,6 @@ Attribute = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[
 _propagator = TraceContextTextMapPropagator()
 _provider: TracerProvider | None = None
 
-
-SPANS_LOST = Counter("baton_spans_lost_total", "Spans that never reached the collector, by why", ["why"])
-for _why in ("not_delivered", "queue_full"):
-    SPANS_LOST.labels(_why)
 
 # Asked all the time, about no request: spans of these would only be noise.
 _QUIET = frozenset(
@@ -45,33 +39,6 @@ _QUIET = frozenset(
         "/grpc.health.v1.Health/Watch",
     }
 )
-
-
-class _Counted(SpanExporter):
-    """An exporter that counts what it could not deliver."""
-
-    def __init__(self, exporter: SpanExporter) -> None:
-        self._exporter = exporter
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = self._exporter.export(spans)
-        if result is not SpanExportResult.SUCCESS:
-            SPANS_LOST.labels("not_delivered").inc(len(spans))
-        return result
-
-    def shutdown(self) -> None:
-        self._exporter.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30000) -> bool:
-        return self._exporter.force_flush(timeout_millis)
-
-
-def _count_dropped(record: logging.LogRecord) -> bool:
-    """The SDK tells of each dropped span by a log line only: count them, and keep the log readable."""
-    dropped = str(record.msg).startswith("Queue full")
-    if dropped:
-        SPANS_LOST.labels("queue_full").inc()
-    return not dropped
 
 
 def configure(service: str, endpoint: str, ratio: float) -> None:
@@ -87,10 +54,9 @@ def configure(service: str, endpoint: str, ratio: float) -> None:
     resource = Resource.create(
         {"service.name": f"baton-{service}", "service.namespace": "baton", "service.version": __version__}
     )
-    _provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(ratio)))
-    exporter = _Counted(OTLPSpanExporter(endpoint=endpoint, insecure=True, timeout=2))
-    _provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=4096, schedule_delay_millis=500))
-    logging.getLogger("opentelemetry.sdk._shared_internal").addFilter(_count_dropped)
+    # What is queued is flushed by `shutdown`; at the exit of a process that ends some other way nothing may wait.
+    _provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(ratio)), shutdown_on_exit=False)
+    _provider.add_span_processor(SpanQueue(OTLPSpanExporter(endpoint=endpoint, insecure=True, timeout=2)))
     trace.set_tracer_provider(_provider)
 
 
@@ -245,9 +211,8 @@ def _code_of(call: Any) -> grpc.StatusCode:
 
 
 def shutdown() -> None:
-    """Flush what is queued, for two seconds at most, and stop exporting."""
+    """Deliver what is queued, for about two seconds at most, and stop exporting."""
     global _provider
     if _provider is not None:
-        _provider.force_flush(2000)
         _provider.shutdown()
         _provider = None
