@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from baton import __version__
+from baton.telemetry.rpc_conventions import ERROR_TYPE, METHOD, SERVER_ERRORS, STATUS_CODE, SYSTEM, server_attributes
 from baton.telemetry.span_queue import SpanQueue
 
 CallT = TypeVar("CallT")
@@ -68,17 +69,22 @@ def enabled() -> bool:
 class ServerSpan:
     """The span of one served call."""
 
-    __slots__ = ("_span",)
+    __slots__ = ("_ended", "_span")
 
     def __init__(self, span: trace.Span | None) -> None:
         self._span = span
+        self._ended = span is None
 
-    def failed(self, code: grpc.StatusCode, reason: str) -> None:
-        """The call ends with this status."""
-        if self._span is not None:
-            self._span.set_attribute("rpc.response.status_code", code.name)
-            self._span.set_attribute("error.type", reason)
-            self._span.set_status(trace.StatusCode.ERROR)
+    def ended(self, code: grpc.StatusCode, reason: str = "") -> None:
+        """The call ends with this status; `reason` is the mesh's own word for it. Only the first end counts."""
+        if self._ended or self._span is None:
+            return
+        self._ended = True
+        self._span.set_attribute(STATUS_CODE, code.name)
+        if reason:
+            self._span.set_attribute("baton.error.reason", reason)
+        if code in SERVER_ERRORS:
+            _failed(self._span, code.name)
 
 
 _NO_SPAN = ServerSpan(None)
@@ -96,15 +102,25 @@ def server_span(method: str, metadata: Iterable[tuple[str, str | bytes]] | None)
         method.lstrip("/"),
         context=parent,
         kind=trace.SpanKind.SERVER,
-        attributes={"rpc.system.name": "grpc", "rpc.method": method.lstrip("/")},
+        attributes={SYSTEM: "grpc", METHOD: method.lstrip("/")},
         record_exception=False,
         set_status_on_exception=False,
     ) as span:
+        served = ServerSpan(span)
         try:
-            yield ServerSpan(span)
+            yield served
+            served.ended(grpc.StatusCode.OK)
         except asyncio.CancelledError:
-            ServerSpan(span).failed(grpc.StatusCode.CANCELLED, "CANCELLED")
+            served.ended(grpc.StatusCode.CANCELLED)
             raise
+        finally:
+            # What gRPC makes of an exception that nobody gave a status.
+            served.ended(grpc.StatusCode.UNKNOWN)
+
+
+def _failed(span: trace.Span, error: str) -> None:
+    span.set_attribute(ERROR_TYPE, error)
+    span.set_status(trace.StatusCode.ERROR)
 
 
 class PhaseSpan:
@@ -124,8 +140,7 @@ class PhaseSpan:
         """It is over; `error` in a word if it failed. Only the first end counts."""
         if self._span is not None:
             if error:
-                self._span.set_attribute("error.type", error)
-                self._span.set_status(trace.StatusCode.ERROR)
+                _failed(self._span, error)
             self._span.end()
             self._span = None
 
@@ -165,7 +180,7 @@ def _tracer() -> trace.Tracer:
     return _provider.get_tracer("baton", __version__)
 
 
-def call(method: str, start: Callable[..., CallT], request: Any, timeout: float | None) -> CallT:
+def call(method: str, start: Callable[..., CallT], request: Any, timeout: float | None, target: str) -> CallT:
     """Start a call of another service ("package.Service/Method") in a client span that ends when the call does.
 
     Not an interceptor: those handle every message of a stream once more, which costs several times what the spans do.
@@ -175,11 +190,14 @@ def call(method: str, start: Callable[..., CallT], request: Any, timeout: float 
         start: the stub's method.
         request: message, or iterator of messages.
         timeout: seconds; None: no deadline.
+        target: gRPC name of the called service.
     """
     if _provider is None:
         return start(request, timeout=timeout)
     span = _tracer().start_span(
-        method, kind=trace.SpanKind.CLIENT, attributes={"rpc.system.name": "grpc", "rpc.method": method}
+        method,
+        kind=trace.SpanKind.CLIENT,
+        attributes={SYSTEM: "grpc", METHOD: method, **server_attributes(target)},
     )
     carrier: dict[str, str] = {}
     _propagator.inject(carrier, context=trace.set_span_in_context(span))
@@ -188,10 +206,9 @@ def call(method: str, start: Callable[..., CallT], request: Any, timeout: float 
     def end(done: Any) -> None:
         # A done callback runs in the call's own task or after it; the status is known without waiting.
         code = _code_of(done)
+        span.set_attribute(STATUS_CODE, code.name)
         if code is not grpc.StatusCode.OK:
-            span.set_attribute("rpc.response.status_code", code.name)
-            span.set_attribute("error.type", code.name)
-            span.set_status(trace.StatusCode.ERROR)
+            _failed(span, code.name)
         span.end()
 
     started.add_done_callback(end)  # type: ignore[attr-defined]
