@@ -29,15 +29,13 @@ _propagator = TraceContextTextMapPropagator()
 _provider: TracerProvider | None = None
 
 
-# Asked all the time, about no request: spans of these would only be noise.
+# Services that are asked all the time, or by operators, about no request: spans of these would only be noise.
 _QUIET = frozenset(
     {
-        "/baton.internal.v1.Worker/Watch",
-        "/baton.internal.v1.Observe/WatchMesh",
-        "/baton.internal.v1.Observe/GetRecord",
-        "/baton.internal.v1.Observe/ListRecords",
-        "/grpc.health.v1.Health/Check",
-        "/grpc.health.v1.Health/Watch",
+        "baton.internal.v1.Worker",
+        "baton.internal.v1.Observe",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
     }
 )
 
@@ -93,7 +91,7 @@ _NO_SPAN = ServerSpan(None)
 @contextmanager
 def server_span(method: str, metadata: Iterable[tuple[str, str | bytes]] | None) -> Iterator[ServerSpan]:
     """Serve a call ("/package.Service/Method") inside the block; its span is current there, a child of the caller's."""
-    if _provider is None or method in _QUIET:
+    if _provider is None or method.lstrip("/").partition("/")[0] in _QUIET:
         yield _NO_SPAN
         return
     carrier = {key: value for key, value in metadata or () if isinstance(value, str)}
