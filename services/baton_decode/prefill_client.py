@@ -95,7 +95,9 @@ class PrefillClient:
         needed = True
         async with self._channels.channel(target) as channel:
             prefill = prefill_pb2_grpc.PrefillStub(channel).Prefill
-            call = tracing.call("baton.internal.v1.Prefill/Prefill", prefill, _requests(start, credits), timeout)
+            call = tracing.call(
+                "baton.internal.v1.Prefill/Prefill", prefill, _requests(start, credits), timeout, target
+            )
             messages = aiter(call)
             try:
                 while True:

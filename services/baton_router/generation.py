@@ -203,7 +203,9 @@ class Attempt:
             request.prefill_candidates.extend(self._prefill_candidates(request.model_fingerprint, prefill))
             async with self._tier.channels.channel(self._worker.target) as channel:
                 generate = decode_pb2_grpc.DecodeStub(channel).Generate
-                call = tracing.call("baton.internal.v1.Decode/Generate", generate, request, timeout)
+                call = tracing.call(
+                    "baton.internal.v1.Decode/Generate", generate, request, timeout, self._worker.target
+                )
                 stack.callback(call.cancel)
                 stack.enter_context(self._worker.running(call))
                 try:

@@ -94,7 +94,7 @@ class Record:
 def _request_attributes(method: str, request: ResolvedRequest, model: str) -> dict[str, Attribute]:
     """In the terms of OpenTelemetry's conventions for generative AI. Never the prompt."""
     sampling = request.sampling
-    return {
+    attributes: dict[str, Attribute] = {
         "gen_ai.operation.name": "chat" if method.endswith("Chat") else "text_completion",
         "gen_ai.provider.name": "baton",
         "gen_ai.request.model": model,
@@ -105,9 +105,11 @@ def _request_attributes(method: str, request: ResolvedRequest, model: str) -> di
         "gen_ai.request.top_k": sampling.top_k,
         "gen_ai.request.frequency_penalty": sampling.frequency_penalty,
         "gen_ai.request.presence_penalty": sampling.presence_penalty,
-        "gen_ai.request.seed": str(sampling.seed),  # unsigned 64 bit, which an attribute cannot hold
         "gen_ai.usage.input_tokens": len(request.prompt_ids),
     }
+    if sampling.seed < 2**63:  # it is unsigned, attributes are signed 64 bit
+        attributes["gen_ai.request.seed"] = sampling.seed
+    return attributes
 
 
 def _outcome_attributes(record: Record) -> dict[str, Attribute]:

@@ -91,7 +91,7 @@ class ResponseCache:
             async with self._channels.channel(self._target) as channel:
                 lookup = response_cache_pb2_grpc.ResponseCacheStub(channel).Lookup
                 request = response_cache_pb2.LookupRequest(key=key)
-                found = await tracing.call(f"{_SERVICE}/Lookup", lookup, request, self._timeout)
+                found = await tracing.call(f"{_SERVICE}/Lookup", lookup, request, self._timeout, self._target)
         except grpc.aio.AioRpcError as error:
             self._breaker.failed()
             CACHE_FAILURES.labels("lookup").inc()
@@ -120,7 +120,7 @@ class ResponseCache:
         try:
             async with self._channels.channel(self._target) as channel:
                 fill = response_cache_pb2_grpc.ResponseCacheStub(channel).Fill
-                await tracing.call(f"{_SERVICE}/Fill", fill, request, FILL_SECONDS)
+                await tracing.call(f"{_SERVICE}/Fill", fill, request, FILL_SECONDS, self._target)
         except grpc.aio.AioRpcError as error:
             self._breaker.failed()
             CACHE_FAILURES.labels("fill").inc()

@@ -96,17 +96,18 @@ async def _abort(
     error: Exception, context: grpc.aio.ServicerContext[Any, Any], method: str, span: ServerSpan
 ) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):
+        span.ended(context.code())
         raise error  # gRPC's own way of ending a call
     request_id = current_request_id.get()
     if isinstance(error, BatonError):
-        span.failed(error.code, error.reason)
+        span.ended(error.code, error.reason)
         status = to_status(error, request_id)
         # A status with details brings trailers of its own; the handler's go out as well.
         trailers = (*(context.trailing_metadata() or ()), *status.trailing_metadata)
         await context.abort(status.code, status.details, trailers)
     if isinstance(error, NotImplementedError):
-        span.failed(grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED")
+        span.ended(grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED")
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served here")
     log.error("unexpected error in %s", method, exc_info=error, extra={"request_id": request_id})
-    span.failed(grpc.StatusCode.INTERNAL, type(error).__name__)
+    span.ended(grpc.StatusCode.INTERNAL, type(error).__name__)
     await context.abort(grpc.StatusCode.INTERNAL, _INTERNAL)

@@ -6,7 +6,6 @@ Without an endpoint nothing is installed: no interceptor, no span, no cost.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,13 +14,13 @@ from typing import Any, TypeVar
 import grpc
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from prometheus_client import Counter
 
 from baton import __version__
+from baton.telemetry.rpc_conventions import ERROR_TYPE, METHOD, SERVER_ERRORS, STATUS_CODE, SYSTEM, server_attributes
+from baton.telemetry.span_queue import SpanQueue
 
 CallT = TypeVar("CallT")
 Attribute = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[float]
@@ -30,48 +29,15 @@ _propagator = TraceContextTextMapPropagator()
 _provider: TracerProvider | None = None
 
 
-SPANS_LOST = Counter("baton_spans_lost_total", "Spans that never reached the collector, by why", ["why"])
-for _why in ("not_delivered", "queue_full"):
-    SPANS_LOST.labels(_why)
-
-# Asked all the time, about no request: spans of these would only be noise.
+# Services that are asked all the time, or by operators, about no request: spans of these would only be noise.
 _QUIET = frozenset(
     {
-        "/baton.internal.v1.Worker/Watch",
-        "/baton.internal.v1.Observe/WatchMesh",
-        "/baton.internal.v1.Observe/GetRecord",
-        "/baton.internal.v1.Observe/ListRecords",
-        "/grpc.health.v1.Health/Check",
-        "/grpc.health.v1.Health/Watch",
+        "baton.internal.v1.Worker",
+        "baton.internal.v1.Observe",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
     }
 )
-
-
-class _Counted(SpanExporter):
-    """An exporter that counts what it could not deliver."""
-
-    def __init__(self, exporter: SpanExporter) -> None:
-        self._exporter = exporter
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = self._exporter.export(spans)
-        if result is not SpanExportResult.SUCCESS:
-            SPANS_LOST.labels("not_delivered").inc(len(spans))
-        return result
-
-    def shutdown(self) -> None:
-        self._exporter.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30000) -> bool:
-        return self._exporter.force_flush(timeout_millis)
-
-
-def _count_dropped(record: logging.LogRecord) -> bool:
-    """The SDK tells of each dropped span by a log line only: count them, and keep the log readable."""
-    dropped = str(record.msg).startswith("Queue full")
-    if dropped:
-        SPANS_LOST.labels("queue_full").inc()
-    return not dropped
 
 
 def configure(service: str, endpoint: str, ratio: float) -> None:
@@ -87,10 +53,9 @@ def configure(service: str, endpoint: str, ratio: float) -> None:
     resource = Resource.create(
         {"service.name": f"baton-{service}", "service.namespace": "baton", "service.version": __version__}
     )
-    _provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(ratio)))
-    exporter = _Counted(OTLPSpanExporter(endpoint=endpoint, insecure=True, timeout=2))
-    _provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=4096, schedule_delay_millis=500))
-    logging.getLogger("opentelemetry.sdk._shared_internal").addFilter(_count_dropped)
+    # What is queued is flushed by `shutdown`; at the exit of a process that ends some other way nothing may wait.
+    _provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(ratio)), shutdown_on_exit=False)
+    _provider.add_span_processor(SpanQueue(OTLPSpanExporter(endpoint=endpoint, insecure=True, timeout=2)))
     trace.set_tracer_provider(_provider)
 
 
@@ -102,17 +67,22 @@ def enabled() -> bool:
 class ServerSpan:
     """The span of one served call."""
 
-    __slots__ = ("_span",)
+    __slots__ = ("_ended", "_span")
 
     def __init__(self, span: trace.Span | None) -> None:
         self._span = span
+        self._ended = span is None
 
-    def failed(self, code: grpc.StatusCode, reason: str) -> None:
-        """The call ends with this status."""
-        if self._span is not None:
-            self._span.set_attribute("rpc.response.status_code", code.name)
-            self._span.set_attribute("error.type", reason)
-            self._span.set_status(trace.StatusCode.ERROR)
+    def ended(self, code: grpc.StatusCode, reason: str = "") -> None:
+        """The call ends with this status; `reason` is the mesh's own word for it. Only the first end counts."""
+        if self._ended or self._span is None:
+            return
+        self._ended = True
+        self._span.set_attribute(STATUS_CODE, code.name)
+        if reason:
+            self._span.set_attribute("baton.error.reason", reason)
+        if code in SERVER_ERRORS:
+            _failed(self._span, code.name)
 
 
 _NO_SPAN = ServerSpan(None)
@@ -121,7 +91,7 @@ _NO_SPAN = ServerSpan(None)
 @contextmanager
 def server_span(method: str, metadata: Iterable[tuple[str, str | bytes]] | None) -> Iterator[ServerSpan]:
     """Serve a call ("/package.Service/Method") inside the block; its span is current there, a child of the caller's."""
-    if _provider is None or method in _QUIET:
+    if _provider is None or method.lstrip("/").partition("/")[0] in _QUIET:
         yield _NO_SPAN
         return
     carrier = {key: value for key, value in metadata or () if isinstance(value, str)}
@@ -130,15 +100,25 @@ def server_span(method: str, metadata: Iterable[tuple[str, str | bytes]] | None)
         method.lstrip("/"),
         context=parent,
         kind=trace.SpanKind.SERVER,
-        attributes={"rpc.system.name": "grpc", "rpc.method": method.lstrip("/")},
+        attributes={SYSTEM: "grpc", METHOD: method.lstrip("/")},
         record_exception=False,
         set_status_on_exception=False,
     ) as span:
+        served = ServerSpan(span)
         try:
-            yield ServerSpan(span)
+            yield served
+            served.ended(grpc.StatusCode.OK)
         except asyncio.CancelledError:
-            ServerSpan(span).failed(grpc.StatusCode.CANCELLED, "CANCELLED")
+            served.ended(grpc.StatusCode.CANCELLED)
             raise
+        finally:
+            # What gRPC makes of an exception that nobody gave a status.
+            served.ended(grpc.StatusCode.UNKNOWN)
+
+
+def _failed(span: trace.Span, error: str) -> None:
+    span.set_attribute(ERROR_TYPE, error)
+    span.set_status(trace.StatusCode.ERROR)
 
 
 class PhaseSpan:
@@ -158,8 +138,7 @@ class PhaseSpan:
         """It is over; `error` in a word if it failed. Only the first end counts."""
         if self._span is not None:
             if error:
-                self._span.set_attribute("error.type", error)
-                self._span.set_status(trace.StatusCode.ERROR)
+                _failed(self._span, error)
             self._span.end()
             self._span = None
 
@@ -199,7 +178,7 @@ def _tracer() -> trace.Tracer:
     return _provider.get_tracer("baton", __version__)
 
 
-def call(method: str, start: Callable[..., CallT], request: Any, timeout: float | None) -> CallT:
+def call(method: str, start: Callable[..., CallT], request: Any, timeout: float | None, target: str) -> CallT:
     """Start a call of another service ("package.Service/Method") in a client span that ends when the call does.
 
     Not an interceptor: those handle every message of a stream once more, which costs several times what the spans do.
@@ -209,11 +188,14 @@ def call(method: str, start: Callable[..., CallT], request: Any, timeout: float 
         start: the stub's method.
         request: message, or iterator of messages.
         timeout: seconds; None: no deadline.
+        target: gRPC name of the called service.
     """
     if _provider is None:
         return start(request, timeout=timeout)
     span = _tracer().start_span(
-        method, kind=trace.SpanKind.CLIENT, attributes={"rpc.system.name": "grpc", "rpc.method": method}
+        method,
+        kind=trace.SpanKind.CLIENT,
+        attributes={SYSTEM: "grpc", METHOD: method, **server_attributes(target)},
     )
     carrier: dict[str, str] = {}
     _propagator.inject(carrier, context=trace.set_span_in_context(span))
@@ -222,10 +204,9 @@ def call(method: str, start: Callable[..., CallT], request: Any, timeout: float 
     def end(done: Any) -> None:
         # A done callback runs in the call's own task or after it; the status is known without waiting.
         code = _code_of(done)
+        span.set_attribute(STATUS_CODE, code.name)
         if code is not grpc.StatusCode.OK:
-            span.set_attribute("rpc.response.status_code", code.name)
-            span.set_attribute("error.type", code.name)
-            span.set_status(trace.StatusCode.ERROR)
+            _failed(span, code.name)
         span.end()
 
     started.add_done_callback(end)  # type: ignore[attr-defined]
@@ -245,9 +226,8 @@ def _code_of(call: Any) -> grpc.StatusCode:
 
 
 def shutdown() -> None:
-    """Flush what is queued, for two seconds at most, and stop exporting."""
+    """Deliver what is queued, for about two seconds at most, and stop exporting."""
     global _provider
     if _provider is not None:
-        _provider.force_flush(2000)
         _provider.shutdown()
         _provider = None
