@@ -14,7 +14,7 @@ from baton.engine.client import EngineClient
 from baton.handoff.receiver import KvReceiver
 from baton.handoff.wire import WIRE_VERSION, HandoffCorrupt, layer_table
 from baton.internal.v1 import decode_pb2, kv_pb2, prefill_pb2, prefill_pb2_grpc
-from baton.rpc.channel import ChannelPool
+from baton.rpc.channel import ChannelPool, read_status
 from baton.telemetry import tracing
 from baton_decode.handoff import Handoff
 
@@ -125,6 +125,7 @@ class PrefillClient:
                                 credits.put_nowait(None)
                         case "done" if not needed:
                             HANDOFFS.labels("not_needed").inc()
+                            await read_status(messages)
                             return
                         case "done":
                             receiver.verify(message.done)
@@ -133,6 +134,7 @@ class PrefillClient:
                             HANDOFF_SECONDS.labels("grpc", "exposed").observe(handoff.exposed_ns / 1e9)
                             HANDOFFS.labels("ok").inc()
                             yield message.done
+                            await read_status(messages)
                             return
             except TimeoutError:
                 HANDOFFS.labels("silent").inc()

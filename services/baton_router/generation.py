@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import grpc
 
 from baton.internal.v1 import decode_pb2, decode_pb2_grpc, timing_pb2
-from baton.rpc.channel import ChannelPool
+from baton.rpc.channel import ChannelPool, read_status
 from baton.rpc.errors import DeadlineExceeded
 from baton.telemetry import tracing
 from baton.text.tokenizer import Tokenizer
@@ -208,8 +208,9 @@ class Attempt:
                 )
                 stack.callback(call.cancel)
                 stack.enter_context(self._worker.running(call))
+                messages = aiter(call)
                 try:
-                    async for message in call:
+                    async for message in messages:
                         match message.WhichOneof("event"):
                             case "accepted":
                                 self.accepted = True
@@ -225,6 +226,7 @@ class Attempt:
                             case "finished":
                                 self.finished = message.finished
                                 self._timing = message.finished.timing
+                                await read_status(messages)
                                 return
                 except grpc.aio.AioRpcError as error:
                     raise meaning(error) from error

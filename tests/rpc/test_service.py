@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import sys
 import time
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.fixtures.models import random_llama
+
+Status = health_pb2.HealthCheckResponse
 
 
 @pytest.fixture
@@ -23,6 +28,13 @@ async def start(*arguments: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
+
+
+async def rest(call: grpc.aio.UnaryStreamCall) -> list[int]:
+    statuses: list[int] = []
+    while (message := await call.read()) is not grpc.aio.EOF:
+        statuses.append(message.status)
+    return statuses
 
 
 async def test_sigterm_while_loading(model: Path, tmp_path: Path) -> None:
@@ -72,3 +84,28 @@ async def test_help_says_how_the_service_is_started(service: str) -> None:
     assert process.returncode == 0
     assert out.decode().startswith(f"usage: python -m baton_{service} ")
     assert "--listen" in out.decode()
+
+
+async def test_who_watches_health_is_told_of_the_drain_and_does_not_prolong_it(tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    process = await start("baton_cache", "--listen", "127.0.0.1:0", "--ready-file", str(ready), "--drain-seconds", "20")
+    try:
+        async with asyncio.timeout(30):
+            while not ready.exists():  # noqa: ASYNC110 a file has no event
+                await asyncio.sleep(0.05)
+        async with grpc.aio.insecure_channel(json.loads(ready.read_text())["grpc"]) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
+            names = ("", "baton.internal.v1.ResponseCache", "nobody")
+            calls = [stub.Watch(health_pb2.HealthCheckRequest(service=name)) for name in names]
+            first = [(await call.read()).status for call in calls]
+            assert first == [Status.SERVING, Status.SERVING, Status.SERVICE_UNKNOWN]
+            process.send_signal(signal.SIGTERM)
+            started = time.monotonic()
+            last = [await rest(call) for call in calls]
+            assert last == [[Status.NOT_SERVING], [Status.NOT_SERVING], []]
+            output, _ = await asyncio.wait_for(process.communicate(), 10)
+            assert process.returncode == 0, output.decode()
+            assert time.monotonic() - started < 5
+    finally:
+        if process.returncode is None:
+            process.kill()

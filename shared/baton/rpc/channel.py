@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final
 
 import grpc
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+_STATUS_SECONDS: Final = 0.1
 
 MESH_CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.keepalive_time_ms", 1000),
@@ -83,3 +86,13 @@ class ChannelPool:
         idle = [target for target in self._channels if target not in self._users]
         for target in idle[: max(0, len(idle) - self._limit)]:
             await self._channels.pop(target).close(None)
+
+
+async def read_status(messages: AsyncIterator[Any]) -> None:
+    """After a call's last message, read on to its status, which is right behind.
+
+    A call that is left before its status is a cancelled one, for both sides. One whose status does not come is left.
+    """
+    with suppress(TimeoutError, grpc.aio.AioRpcError):
+        async with asyncio.timeout(_STATUS_SECONDS):
+            await anext(messages, None)

@@ -61,7 +61,7 @@ class RimInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         codec = (handler.request_deserializer, handler.response_serializer)
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(_guard_unary(handler.unary_unary, method), *codec)
-        if handler.unary_stream:
+        if handler.unary_stream and inspect.isasyncgenfunction(handler.unary_stream):
             return grpc.unary_stream_rpc_method_handler(_guard_stream(handler.unary_stream, method), *codec)
         if handler.stream_stream and inspect.isasyncgenfunction(handler.stream_stream):
             return grpc.stream_stream_rpc_method_handler(_guard_stream(handler.stream_stream, method), *codec)

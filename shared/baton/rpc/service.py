@@ -21,6 +21,7 @@ from pydantic_settings import CliApp
 
 from baton import __version__
 from baton.rpc.channel import SERVER_OPTIONS
+from baton.rpc.health import Health
 from baton.rpc.interceptor import RimInterceptor
 from baton.rpc.settings import ServiceSettings
 from baton.telemetry import logs, metrics, tracing
@@ -37,7 +38,7 @@ class Runtime:
         self.name = name
         self.server = server
         self.draining = asyncio.Event()  # set on SIGTERM: take nothing new
-        self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self.health = Health(self.draining)
         self.service_names: list[str] = []
         self.failure: str | None = None
         self.stopping = asyncio.Event()
