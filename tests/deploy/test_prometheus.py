@@ -1,4 +1,4 @@
-"""A real Prometheus reads a running mesh with our rules, and every panel of the dashboard has data."""
+"""A real Prometheus reads what `baton up` started with our rules, and every panel of the dashboard has data."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ import grpc
 import pytest
 import yaml
 
-from baton.cli.redis_server import EmbeddedRedis
-from baton.v1 import inference_pb2, sampling_pb2
+from baton.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
 from tests.deploy.files import ROOT
-from tests.fixtures.mesh import Mesh, running_mesh
 from tests.fixtures.models import random_llama
+from tests.fixtures.up import Up, running_up
 
 PROMETHEUS = shutil.which("prometheus")
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "baton.json"
 
 
-def configuration(mesh: Mesh, directory: Path) -> Path:
-    """Our rules, every second, and the mesh's metrics endpoints as targets."""
+def configuration(up: Up, directory: Path) -> Path:
+    """Our rules, every second, and the services' metrics endpoints as targets."""
     jobs: dict[str, list[str]] = {}
-    for service in mesh.services.values():
-        jobs.setdefault(service.name.partition("-")[0], []).append(service.metrics)
+    for service in up.ready["services"]:
+        jobs.setdefault(service["name"].partition("-")[0], []).append(service["metrics"])
     path = directory / "prometheus.yml"
     path.write_text(
         yaml.safe_dump(
@@ -65,9 +64,10 @@ async def query(base: str, expression: str) -> list[Any]:
         return []
 
 
-async def some_traffic(mesh: Mesh, seconds: float) -> None:
+async def some_traffic(router: str, seconds: float) -> None:
     """Requests of all kinds: remote and local prefill, cache hits, cancels."""
-    async with mesh.stub() as stub:
+    async with grpc.aio.insecure_channel(router) as channel:
+        stub = inference_pb2_grpc.InferenceStub(channel)
         end = asyncio.get_running_loop().time() + seconds
         turn = 0
         while asyncio.get_running_loop().time() < end:
@@ -96,39 +96,36 @@ async def test_every_panel_has_data(tmp_path: Path) -> None:
     panels = json.loads(DASHBOARD.read_text())["panels"]
     wanted = {target["expr"] for panel in panels for target in panel.get("targets", ())}
     assert len(wanted) > 20
-    redis = EmbeddedRedis()
-    await asyncio.to_thread(redis.start)
-    try:
-        async with running_mesh(model, redis_url=redis.url) as mesh:
-            base = f"http://127.0.0.1:{free_port()}"
-            process = await asyncio.create_subprocess_exec(
-                PROMETHEUS,
-                f"--config.file={configuration(mesh, tmp_path)}",
-                f"--storage.tsdb.path={tmp_path / 'tsdb'}",
-                f"--web.listen-address={base.removeprefix('http://')}",
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.DEVNULL,
-            )
-            try:
-                traffic = asyncio.create_task(some_traffic(mesh, 25))
-                missing = set(wanted)
-                async with asyncio.timeout(40):
-                    while missing:
-                        await asyncio.sleep(1)
-                        # A rate needs two readings of what is counted; a NaN is no figure.
-                        for expression in list(missing):
-                            result = await query(base, expression)
-                            if any(series["value"][1] != "NaN" for series in result):
-                                missing.discard(expression)
-                        if traffic.done() and not missing:
-                            break
-                        assert not traffic.done() or not missing, f"no data: {missing}"
-                await traffic
-                up = await query(base, "up")
-                assert {series["metric"]["job"] for series in up} == {"router", "cache", "prefill", "decode"}
-                assert all(series["value"][1] == "1" for series in up)
-            finally:
-                process.terminate()
-                await process.wait()
-    finally:
-        await asyncio.to_thread(redis.close)
+    async with running_up(tmp_path, model) as up:
+        base = f"http://127.0.0.1:{free_port()}"
+        process = await asyncio.create_subprocess_exec(
+            PROMETHEUS,
+            f"--config.file={configuration(up, tmp_path)}",
+            f"--storage.tsdb.path={tmp_path / 'tsdb'}",
+            f"--web.listen-address={base.removeprefix('http://')}",
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            traffic = asyncio.create_task(some_traffic(up.ready["router"], 25))
+            missing = set(wanted)
+            async with asyncio.timeout(40):
+                while missing:
+                    await asyncio.sleep(1)
+                    # A rate needs two readings of what is counted; a NaN is no figure.
+                    for expression in list(missing):
+                        result = await query(base, expression)
+                        if any(series["value"][1] != "NaN" for series in result):
+                            missing.discard(expression)
+                    if traffic.done() and not missing:
+                        break
+                    assert not traffic.done() or not missing, f"no data: {missing}"
+            await traffic
+            scraped = await query(base, "up")
+            assert {series["metric"]["job"] for series in scraped} == {"router", "cache", "prefill", "decode"}
+            assert all(series["value"][1] == "1" for series in scraped)
+        finally:
+            process.terminate()
+            await process.wait()
+            up.process.terminate()
+            assert await asyncio.wait_for(up.process.wait(), 30) == 0

@@ -6,52 +6,11 @@ import asyncio
 import json
 import os
 import signal
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-BATON = (sys.executable, "-m", "baton.cli")
-
-
-@dataclass
-class Up:
-    """A running `baton up`."""
-
-    process: asyncio.subprocess.Process
-    ready: dict[str, Any]
-    output: Path
-
-    @property
-    def family(self) -> list[psutil.Process]:
-        return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-
-    def service(self, name: str) -> int:
-        return next(int(service["pid"]) for service in self.ready["services"] if service["name"] == name)
-
-
-@asynccontextmanager
-async def running(tmp_path: Path, model: Path, *flags: str) -> AsyncIterator[Up]:
-    ready, output = tmp_path / "ready.json", tmp_path / "up.txt"
-    with output.open("wb") as sink:
-        process = await asyncio.create_subprocess_exec(
-            *BATON, "up", "--listen", "127.0.0.1:0", "--model", str(model), "--ready-file", str(ready), *flags,
-            stdout=sink, stderr=sink,
-        )  # fmt: skip
-    try:
-        async with asyncio.timeout(90):
-            while not ready.exists():
-                assert process.returncode is None, output.read_text()
-                await asyncio.sleep(0.05)
-        yield Up(process, json.loads(ready.read_text()), output)
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+from tests.fixtures.up import BATON, running_up
 
 
 async def baton(*arguments: str) -> str:
@@ -76,7 +35,7 @@ def all_gone(family: list[psutil.Process], seconds: float = 10) -> bool:
 
 async def test_serves_answers_and_leaves_nothing(small_model: Path, tmp_path: Path) -> None:
     before = traces()
-    async with running(tmp_path, small_model, "--prefill", "2", "--decode", "2") as up:
+    async with running_up(tmp_path, small_model, "--prefill", "2", "--decode", "2") as up:
         assert [s["name"] for s in up.ready["services"]] == [
             "router", "cache", "prefill-0", "prefill-1", "decode-0", "decode-1",
         ]  # fmt: skip
@@ -97,7 +56,7 @@ async def test_serves_answers_and_leaves_nothing(small_model: Path, tmp_path: Pa
 
 
 async def test_a_dead_service_ends_the_rest_and_is_named(small_model: Path, tmp_path: Path) -> None:
-    async with running(tmp_path, small_model) as up:
+    async with running_up(tmp_path, small_model) as up:
         family = up.family
         os.kill(up.service("decode-0"), signal.SIGKILL)
         assert await asyncio.wait_for(up.process.wait(), 20) == 1
@@ -109,7 +68,7 @@ async def test_a_dead_service_ends_the_rest_and_is_named(small_model: Path, tmp_
 
 async def test_killed_itself_it_leaves_nothing(small_model: Path, tmp_path: Path) -> None:
     """kill -9 of `baton up`: its guard ends the services, Redis included."""
-    async with running(tmp_path, small_model) as up:
+    async with running_up(tmp_path, small_model) as up:
         family = up.family
         up.process.kill()
         await up.process.wait()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import NamedTuple
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +46,60 @@ def test_parts_sum_to_the_whole(steps: list[tuple[int, int]], callee: list[tuple
     ]
     booked_as_network = sum(d for k, d in callee if k == ledger_pb2.KIND_NETWORK)
     assert sum(network) == 10**9 + 5 - total + booked_as_network
+
+
+class Work(NamedTuple):
+    kind: int
+    ns: int
+
+
+class Call(NamedTuple):
+    hop: int
+    there_ns: int
+    steps: list[Work | Call]
+    back_ns: int
+
+
+HOPS = st.sampled_from([ledger_pb2.HOP_CACHE, ledger_pb2.HOP_DECODE, ledger_pb2.HOP_PREFILL])
+DURATIONS = st.integers(0, 10**9)
+WORK = st.builds(Work, KINDS, DURATIONS)
+TREES = st.recursive(
+    st.lists(WORK, max_size=4),
+    lambda inner: st.lists(WORK | st.builds(Call, HOPS, DURATIONS, inner, DURATIONS), max_size=4),
+    max_leaves=20,
+)
+
+
+@given(steps=TREES, told=st.booleans())
+def test_a_tree_of_calls_is_attributed_exactly(steps: list[Work | Call], told: bool) -> None:
+    """Against the truth: every nanosecond of every process in its own entry, none below zero, and no two overlap."""
+    clock, truth = Clock(), Counter[tuple[int, int]]()
+
+    def spend(hop: int, kind: int, ns: int) -> None:
+        clock.now += ns
+        truth[hop, kind] += ns
+
+    def run(hop: int, steps: list[Work | Call]) -> timing_pb2.HopTiming:
+        timeline = Timeline(hop, now=clock)  # type: ignore[arg-type]
+        for step in steps:
+            if isinstance(step, Work):
+                timeline.enter(step.kind)  # type: ignore[arg-type]
+                spend(hop, step.kind, step.ns)
+                continue
+            timeline.enter(ledger_pb2.KIND_NETWORK, step.hop)  # type: ignore[arg-type]
+            spend(step.hop, ledger_pb2.KIND_NETWORK, step.there_ns)
+            timing = run(step.hop, step.steps)
+            spend(step.hop, ledger_pb2.KIND_NETWORK, step.back_ns)
+            if told:  # a view of it on the way changes nothing
+                timeline.copy().book(step.hop, timing)  # type: ignore[arg-type]
+            timeline.book(step.hop, timing)  # type: ignore[arg-type]
+            timeline.enter(ledger_pb2.KIND_OVERHEAD)
+        return timeline.timing()
+
+    timing = run(ledger_pb2.HOP_ROUTER, steps)
+    assert {(e.hop, e.kind): e.duration_ns for e in timing.entries} == {k: v for k, v in truth.items() if v}
+    assert all(entry.duration_ns > 0 for entry in timing.entries)
+    assert sum(entry.duration_ns for entry in timing.entries) == timing.total_ns == clock.now
 
 
 def test_states_do_not_overlap() -> None:
