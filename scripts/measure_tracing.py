@@ -85,7 +85,7 @@ def main(
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 4,
 ) -> None:
     """Measure what tracing costs."""
-    console = Console()
+    console = Console(width=100)
     with asyncio.Runner(loop_factory=precise_loop) as runner:
         meshes, spans = runner.run(_measure(rounds, requests, concurrency))
     table = Table(box=None, header_style="dim")
