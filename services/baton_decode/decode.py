@@ -199,7 +199,7 @@ class Run:
         """Wait for KV memory: from then on `slot` is ours."""
         self.timeline.enter(ledger_pb2.KIND_QUEUE)
         with tracing.phase("queue"):
-            while (event := await handle.next_within(TELL_SECONDS)) is None:
+            while (event := await handle.next(TELL_SECONDS)) is None:
                 yield self.tell(self.timeline.timing())
         self.timeline.enter(ledger_pb2.KIND_OVERHEAD)
         if isinstance(event, Failed):
@@ -217,10 +217,11 @@ class Run:
             try:
                 while not self.answer.finished:
                     with engine_time.waiting():
-                        event = await handle.next_within(TELL_SECONDS)
+                        event = await handle.next(TELL_SECONDS)
                     if isinstance(event, Failed):
                         raise engine_error(event)
-                    if isinstance(event, Progress | Output):
+                    if event is not None:
+                        assert isinstance(event, Progress | Output), event
                         engine_time.book(event)
                         trace_chunks(event)
                     if not isinstance(event, Output):

@@ -140,7 +140,7 @@ async def _feed(handle: RequestHandle, sender: KvSender, timeline: Timeline) -> 
     try:
         while True:
             with engine_time.waiting():
-                event = await handle.next_within(TELL_SECONDS)
+                event = await handle.next(TELL_SECONDS)
             if isinstance(event, Progress | Output):
                 engine_time.book(event)
                 if queued:

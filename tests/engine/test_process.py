@@ -54,7 +54,7 @@ async def mortal(llama: Path) -> AsyncIterator[EngineClient]:
 async def to_the_end(handle: RequestHandle) -> list[int]:
     tokens: list[int] = []
     while True:
-        event = await handle.next()
+        event = await handle.next(30)
         if isinstance(event, Progress):
             continue
         assert isinstance(event, Output), event
@@ -104,9 +104,9 @@ async def test_a_handoff_through_shared_memory(llama: Path, client: EngineClient
             other.request(a_submit("r", prompt, Role.PREFILL, temperature=0.8, seed=4)) as prefill,
             client.request(a_submit("r", prompt, Role.RECEIVE, temperature=0.8, seed=4)) as decode,
         ):
-            reserved = await decode.next()
+            reserved = await decode.next(30)
             assert isinstance(reserved, Reserved)
-            while isinstance(event := await prefill.next(), KvReady | Progress):
+            while isinstance(event := await prefill.next(30), KvReady | Progress):
                 if isinstance(event, Progress):
                     continue
                 place = (event.layer, event.slot, event.start, event.stop)
@@ -126,14 +126,14 @@ async def test_a_handoff_through_shared_memory(llama: Path, client: EngineClient
 async def test_compute_here(client: EngineClient, loaded: LoadedModel) -> None:
     expected = Stepped(loaded).run(a_submit("r", a_prompt(30))).tokens("r")
     async with client.request(a_submit("r", a_prompt(30), Role.RECEIVE)) as handle:
-        assert isinstance(await handle.next(), Reserved)
+        assert isinstance(await handle.next(30), Reserved)
         handle.compute_here()
         assert await to_the_end(handle) == expected
 
 
 async def test_refusals_come_as_events(client: EngineClient) -> None:
     async with client.request(a_submit("r", [5] * 600)) as handle:
-        event = await handle.next()
+        event = await handle.next(30)
     assert isinstance(event, Failed)
     assert event.reason is FailureReason.INVALID
     await check_quiet(client)
@@ -154,7 +154,7 @@ async def test_reports_come_with_steps_and_once_when_idle(client: EngineClient) 
 async def test_leaving_the_block_frees(client: EngineClient, role: Role) -> None:
     """In the middle of whatever the request was doing."""
     async with client.request(a_submit("r", a_prompt(100), role, max_tokens=LONG)) as handle:
-        await handle.next()
+        await handle.next(30)
         assert (await client.inspect()).free_slots == 3
     await check_quiet(client)
 
@@ -164,7 +164,7 @@ async def test_a_cancelled_task_frees(client: EngineClient) -> None:
 
     async def ask() -> None:
         async with client.request(a_submit("r", a_prompt(100), max_tokens=LONG)) as handle:
-            await handle.next()
+            await handle.next(30)
             started.set()
             await to_the_end(handle)
 
@@ -219,7 +219,7 @@ async def test_everybody_learns_that_the_engine_died(mortal: EngineClient) -> No
             if len(handles) == 4:
                 ready.set()
             while True:
-                await handle.next()
+                await handle.next(30)
 
     roles = (Role.GENERATE, Role.GENERATE, Role.PREFILL, Role.RECEIVE)
     tasks = [asyncio.create_task(ask(i, role)) for i, role in enumerate(roles)]
@@ -258,16 +258,16 @@ async def test_a_silent_engine_is_killed_and_everybody_learns(mortal: EngineClie
         mortal.request(a_submit("r", a_prompt(30), Role.RECEIVE)) as waiting,
         mortal.request(a_submit("r", a_prompt(5), max_tokens=3)) as answered,
     ):
-        assert isinstance(await waiting.next(), Reserved)
+        assert isinstance(await waiting.next(30), Reserved)
         await asyncio.sleep(0.7)
         assert not mortal.dead
         process_of(mortal).suspend()
         with pytest.raises(EngineDied, match="said nothing"):
-            await waiting.next()
+            await waiting.next(30)
         # What came before is still there to be read.
         assert len(await to_the_end(answered)) == 3
         with pytest.raises(EngineDied, match="said nothing"):
-            await answered.next()
+            await answered.next(30)
     await watching
     await mortal.wait_dead()
 
@@ -285,7 +285,7 @@ async def test_close_leaves_nothing(llama: Path) -> None:
     process = process_of(client)
     assert held() > before
     async with client.request(a_submit("r", a_prompt(30), max_tokens=LONG)) as handle:
-        await handle.next()
+        await handle.next(30)
         await client.close()
         with pytest.raises(EngineDied, match="stopped"):
             await to_the_end(handle)
@@ -300,7 +300,7 @@ async def test_close_leaves_nothing(llama: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_signals_to_the_whole_group_do_not_end_it(client: EngineClient, number: signal.Signals) -> None:
     async with client.request(a_submit("r", a_prompt(30), max_tokens=LONG)) as handle:
-        await handle.next()
+        await handle.next(30)
         os.kill(client._process.pid, number)
         tokens = await to_the_end(handle)
     assert len(tokens) == LONG - 1
@@ -319,7 +319,7 @@ async def main():
     sampling = SamplingParams(max_tokens=450 if sys.argv[2] == "busy" else 1, ignore_eos=True)
     submit = Submit(request_id="r", role=Role.GENERATE, token_ids=[5] * 30, num_prompt_tokens=30, sampling=sampling)
     async with client.request(submit) as handle:
-        await handle.next()
+        await handle.next(30)
         if sys.argv[2] == "idle":
             await asyncio.sleep(0.2)  # until all was said and read
         print(client._process.pid, flush=True)

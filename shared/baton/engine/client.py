@@ -50,35 +50,25 @@ class RequestHandle:
         self._events: deque[RequestEvent] = deque()
         self._changed = asyncio.Event()
 
-    async def next(self) -> RequestEvent:
-        """The next event.
-
-        Raises:
-            EngineDied: the engine is gone.
-        """
-        while (event := await self.next_within(None)) is None:
-            pass
-        return event
-
-    async def next_within(self, seconds: float | None) -> RequestEvent | None:
+    async def next(self, seconds: float) -> RequestEvent | None:
         """The next event; None when none came in so many seconds.
 
         Raises:
             EngineDied: the engine is gone.
         """
-        if not self._events:
-            if self._client.dead:
-                raise EngineDied(self._client.epitaph)
+        if not self._events and not self._client.dead:
             self._changed.clear()
-            # A timer that wakes the waiter costs a tenth of asyncio.timeout, and this runs once per token.
-            loop = asyncio.get_running_loop()
-            timer = None if seconds is None else loop.call_later(seconds, self._changed.set)
+            # A timer that wakes the waiter, not asyncio.timeout with its bookkeeping: this runs once per token.
+            timer = asyncio.get_running_loop().call_later(seconds, self._changed.set)
             try:
                 await self._changed.wait()
             finally:
-                if timer is not None:
-                    timer.cancel()
-        return self._events.popleft() if self._events else None
+                timer.cancel()
+        if self._events:
+            return self._events.popleft()
+        if self._client.dead:
+            raise EngineDied(self._client.epitaph)
+        return None
 
     def commit(self, token_ids: Sequence[int]) -> None:
         """The slot holds the KV of all tokens before the last of `token_ids`, which were generated elsewhere."""
