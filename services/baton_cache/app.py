@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from baton.internal.v1 import response_cache_pb2_grpc
 from baton.rpc.breaker import Breaker
 from baton.rpc.service import Runtime
-from baton_cache.servicer import Limits, ResponseCacheServicer
+from baton_cache.answers import Answers
+from baton_cache.servicer import Lifetimes, ResponseCacheServicer
 from baton_cache.settings import CacheSettings
 from baton_cache.store import Store
 
@@ -22,8 +23,8 @@ async def build(settings: CacheSettings, runtime: Runtime) -> AsyncIterator[None
         settings.redis_connections,
         Breaker(settings.breaker_failures, settings.breaker_seconds),
     ) as store:
-        limits = Limits(settings.default_ttl_seconds, settings.max_ttl_seconds, settings.max_answer_bytes)
-        servicer = ResponseCacheServicer(store, settings.key_prefix, limits)
+        answers = Answers(store, settings.key_prefix, settings.max_answer_bytes)
+        servicer = ResponseCacheServicer(answers, Lifetimes(settings.default_ttl_seconds, settings.max_ttl_seconds))
         response_cache_pb2_grpc.add_ResponseCacheServicer_to_server(servicer, runtime.server)
         runtime.register("baton.internal.v1.ResponseCache")
         yield

@@ -247,5 +247,7 @@ def _check_cache_control(control: inference_pb2.CacheControl) -> None:
         raise InvalidArgument("cache_control.mode", "is no known mode")
     if control.semantic:
         raise InvalidArgument("cache_control.semantic", "is not served yet")
+    if control.original_pace:
+        raise InvalidArgument("cache_control.original_pace", "is not served yet")
     if control.HasField("ttl") and not MIN_TTL_SECONDS <= control.ttl.seconds <= MAX_TTL_SECONDS:
         raise InvalidArgument("cache_control.ttl", "must be 1 s to 30 days")

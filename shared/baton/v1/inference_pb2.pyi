@@ -650,6 +650,7 @@ class Summary(_message.Message):
     MIGRATIONS_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
     PREEMPTIONS_FIELD_NUMBER: _builtins.int
+    CACHE_ENTRY_FIELD_NUMBER: _builtins.int
     finish_reason: _sampling_pb2.FinishReason.ValueType
     """Why it ended."""
     cache_status: Global___CacheStatus.ValueType
@@ -664,6 +665,10 @@ class Summary(_message.Message):
     """Times the request moved to another decode replica."""
     preemptions: _builtins.int
     """Times the request lost its KV memory to a more urgent one and was computed again."""
+    cache_entry: _builtins.str
+    """For CACHE_STATUS_HIT and CACHE_STATUS_SEMANTIC: the cache entry that was found, as `baton cache get` takes it. Unset
+    otherwise.
+    """
     @_builtins.property
     def usage(self) -> _sampling_pb2.Usage:
         """Token counts."""
@@ -684,13 +689,19 @@ class Summary(_message.Message):
         migrations: _builtins.int = ...,
         ledger: _ledger_pb2.LatencyLedger | None = ...,
         preemptions: _builtins.int = ...,
+        cache_entry: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_similarity", b"_cache_similarity", "cache_similarity", b"cache_similarity", "ledger", b"ledger", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_entry", b"_cache_entry", "_cache_similarity", b"_cache_similarity", "cache_entry", b"cache_entry", "cache_similarity", b"cache_similarity", "ledger", b"ledger", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_similarity", b"_cache_similarity", "cache_similarity", b"cache_similarity", "cache_status", b"cache_status", "finish_reason", b"finish_reason", "ledger", b"ledger", "migrations", b"migrations", "preemptions", b"preemptions", "prefill_placement", b"prefill_placement", "transport", b"transport", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_entry", b"_cache_entry", "_cache_similarity", b"_cache_similarity", "cache_entry", b"cache_entry", "cache_similarity", b"cache_similarity", "cache_status", b"cache_status", "finish_reason", b"finish_reason", "ledger", b"ledger", "migrations", b"migrations", "preemptions", b"preemptions", "prefill_placement", b"prefill_placement", "transport", b"transport", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cache_entry: _TypeAlias = _typing.Literal["cache_entry"]  # noqa: Y015
+    _WhichOneofArgType__cache_entry: _TypeAlias = _typing.Literal["_cache_entry", b"_cache_entry"]  # noqa: Y015
     _WhichOneofReturnType__cache_similarity: _TypeAlias = _typing.Literal["cache_similarity"]  # noqa: Y015
     _WhichOneofArgType__cache_similarity: _TypeAlias = _typing.Literal["_cache_similarity", b"_cache_similarity"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_entry) -> _WhichOneofReturnType__cache_entry | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_similarity) -> _WhichOneofReturnType__cache_similarity | None: ...
 
 Global___Summary: _TypeAlias = Summary  # noqa: Y015
@@ -704,10 +715,13 @@ class CacheControl(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     SEMANTIC_FIELD_NUMBER: _builtins.int
+    ORIGINAL_PACE_FIELD_NUMBER: _builtins.int
     mode: Global___CacheMode.ValueType
     """What is allowed. Unset or unspecified: CACHE_MODE_USE."""
     semantic: _builtins.bool
     """Allow the answer of a similar question. Unset: false. Not served yet."""
+    original_pace: _builtins.bool
+    """Stream a stored answer at the pace at which it was generated, not at once. Unset: false. Not served yet."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """How long a new entry may be served, 1 s to 30 days. Unset: the server's default."""
@@ -718,17 +732,22 @@ class CacheControl(_message.Message):
         mode: Global___CacheMode.ValueType | None = ...,
         ttl: _duration_pb2.Duration | None = ...,
         semantic: _builtins.bool | None = ...,
+        original_pace: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_mode", b"_mode", "_semantic", b"_semantic", "mode", b"mode", "semantic", b"semantic", "ttl", b"ttl"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mode", b"_mode", "_original_pace", b"_original_pace", "_semantic", b"_semantic", "mode", b"mode", "original_pace", b"original_pace", "semantic", b"semantic", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mode", b"_mode", "_semantic", b"_semantic", "mode", b"mode", "semantic", b"semantic", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mode", b"_mode", "_original_pace", b"_original_pace", "_semantic", b"_semantic", "mode", b"mode", "original_pace", b"original_pace", "semantic", b"semantic", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mode: _TypeAlias = _typing.Literal["mode"]  # noqa: Y015
     _WhichOneofArgType__mode: _TypeAlias = _typing.Literal["_mode", b"_mode"]  # noqa: Y015
+    _WhichOneofReturnType__original_pace: _TypeAlias = _typing.Literal["original_pace"]  # noqa: Y015
+    _WhichOneofArgType__original_pace: _TypeAlias = _typing.Literal["_original_pace", b"_original_pace"]  # noqa: Y015
     _WhichOneofReturnType__semantic: _TypeAlias = _typing.Literal["semantic"]  # noqa: Y015
     _WhichOneofArgType__semantic: _TypeAlias = _typing.Literal["_semantic", b"_semantic"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mode) -> _WhichOneofReturnType__mode | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__original_pace) -> _WhichOneofReturnType__original_pace | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__semantic) -> _WhichOneofReturnType__semantic | None: ...
 

@@ -50,6 +50,34 @@ MISS_REASON_CORRUPT: MissReason.ValueType  # 3
 """The stored value was broken or of another request, and was removed."""
 Global___MissReason: _TypeAlias = MissReason  # noqa: Y015
 
+class _JoinRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _JoinRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JoinRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    JOIN_ROLE_UNSPECIFIED: _JoinRole.ValueType  # 0
+    """Not said."""
+    JOIN_ROLE_HIT: _JoinRole.ValueType  # 1
+    """The answer was there."""
+    JOIN_ROLE_LEADER: _JoinRole.ValueType  # 2
+    """It generates."""
+    JOIN_ROLE_FOLLOWER: _JoinRole.ValueType  # 3
+    """Somebody else generates."""
+
+class JoinRole(_JoinRole, metaclass=_JoinRoleEnumTypeWrapper):
+    """JoinRole is one of the three a caller can be."""
+
+JOIN_ROLE_UNSPECIFIED: JoinRole.ValueType  # 0
+"""Not said."""
+JOIN_ROLE_HIT: JoinRole.ValueType  # 1
+"""The answer was there."""
+JOIN_ROLE_LEADER: JoinRole.ValueType  # 2
+"""It generates."""
+JOIN_ROLE_FOLLOWER: JoinRole.ValueType  # 3
+"""Somebody else generates."""
+Global___JoinRole: _TypeAlias = JoinRole  # noqa: Y015
+
 @_typing.final
 class CacheKey(_message.Message):
     """CacheKey is everything an answer depends on. Two requests with equal keys have the same tokens."""
@@ -93,24 +121,56 @@ class CacheKey(_message.Message):
 Global___CacheKey: _TypeAlias = CacheKey  # noqa: Y015
 
 @_typing.final
+class SemanticQuestion(_message.Message):
+    """SemanticQuestion is a question in words, for a search among similar ones."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The part that may differ: the last message of the user, or the whole prompt."""
+    context: _builtins.bytes
+    """Digest of everything before it: roles, system prompt, earlier messages, tools. Must be equal."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        context: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SemanticQuestion: _TypeAlias = SemanticQuestion  # noqa: Y015
+
+@_typing.final
 class LookupRequest(_message.Message):
     """LookupRequest asks for an answer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
+    QUESTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def key(self) -> Global___CacheKey:
         """What is asked."""
+
+    @_builtins.property
+    def question(self) -> Global___SemanticQuestion:
+        """Allows the answer of a similar question. Unset: only of the same one."""
 
     def __init__(
         self,
         *,
         key: Global___CacheKey | None = ...,
+        question: Global___SemanticQuestion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "question", b"question"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "question", b"question"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -126,10 +186,16 @@ class LookupResponse(_message.Message):
     ANSWER_FIELD_NUMBER: _builtins.int
     MISS_REASON_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    ENTRY_FIELD_NUMBER: _builtins.int
     hit: _builtins.bool
     """Whether it was there."""
     miss_reason: Global___MissReason.ValueType
     """Why it was not there."""
+    similarity: _builtins.float
+    """Of the answer of a similar question: cosine similarity of the two. Unset otherwise."""
+    entry: _builtins.str
+    """Name of the entry that was found, as `baton cache get` takes it. Empty on a miss."""
     @_builtins.property
     def answer(self) -> Global___CachedAnswer:
         """The answer; unset on a miss."""
@@ -145,12 +211,16 @@ class LookupResponse(_message.Message):
         answer: Global___CachedAnswer | None = ...,
         miss_reason: Global___MissReason.ValueType = ...,
         timing: _timing_pb2.HopTiming | None = ...,
+        similarity: _builtins.float | None = ...,
+        entry: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "timing", b"timing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_similarity", b"_similarity", "answer", b"answer", "similarity", b"similarity", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "hit", b"hit", "miss_reason", b"miss_reason", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_similarity", b"_similarity", "answer", b"answer", "entry", b"entry", "hit", b"hit", "miss_reason", b"miss_reason", "similarity", b"similarity", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__similarity: _TypeAlias = _typing.Literal["similarity"]  # noqa: Y015
+    _WhichOneofArgType__similarity: _TypeAlias = _typing.Literal["_similarity", b"_similarity"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__similarity) -> _WhichOneofReturnType__similarity | None: ...
 
 Global___LookupResponse: _TypeAlias = LookupResponse  # noqa: Y015
 
@@ -196,8 +266,11 @@ class CachedChunk(_message.Message):
 
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    SINCE_START_US_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Text they complete."""
+    since_start_us: _builtins.int
+    """When it came, microseconds after the request did: for a replay at the original pace."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens."""
@@ -207,10 +280,11 @@ class CachedChunk(_message.Message):
         *,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         text: _builtins.str = ...,
+        since_start_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["since_start_us", b"since_start_us", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -259,6 +333,7 @@ class FillRequest(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
+    QUESTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def key(self) -> Global___CacheKey:
         """What was asked."""
@@ -271,16 +346,21 @@ class FillRequest(_message.Message):
     def ttl(self) -> _duration_pb2.Duration:
         """How long it may be served. Unset: the server's default."""
 
+    @_builtins.property
+    def question(self) -> Global___SemanticQuestion:
+        """Lets the answer be found by similar questions. Unset: only by the same one."""
+
     def __init__(
         self,
         *,
         key: Global___CacheKey | None = ...,
         answer: Global___CachedAnswer | None = ...,
         ttl: _duration_pb2.Duration | None = ...,
+        question: Global___SemanticQuestion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "key", b"key", "ttl", b"ttl"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "key", b"key", "question", b"question", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "key", b"key", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "key", b"key", "question", b"question", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -307,3 +387,293 @@ class FillResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FillResponse: _TypeAlias = FillResponse  # noqa: Y015
+
+@_typing.final
+class JoinRequest(_message.Message):
+    """JoinRequest is what the asking side says: start first, the rest as a leader."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start(self) -> Global___JoinStart:
+        """First."""
+
+    @_builtins.property
+    def chunks(self) -> Global___JoinChunks:
+        """Chunks of the answer, while they are wanted; without a gap from the answer's beginning."""
+
+    @_builtins.property
+    def done(self) -> Global___JoinDone:
+        """Last: the answer is complete."""
+
+    @_builtins.property
+    def failed(self) -> Global___JoinFailed:
+        """Last: nobody else will do better with this request."""
+
+    def __init__(
+        self,
+        *,
+        start: Global___JoinStart | None = ...,
+        chunks: Global___JoinChunks | None = ...,
+        done: Global___JoinDone | None = ...,
+        failed: Global___JoinFailed | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "done", b"done", "failed", b"failed", "message", b"message", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "done", b"done", "failed", b"failed", "message", b"message", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["start", "chunks", "done", "failed"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___JoinRequest: _TypeAlias = JoinRequest  # noqa: Y015
+
+@_typing.final
+class JoinStart(_message.Message):
+    """JoinStart asks for an answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    QUESTION_FIELD_NUMBER: _builtins.int
+    DELIVERED_TOKENS_FIELD_NUMBER: _builtins.int
+    delivered_tokens: _builtins.int
+    """Tokens of the answer the caller has already: it lost the replica it got them from. Chunks follow from there."""
+    @_builtins.property
+    def key(self) -> Global___CacheKey:
+        """What is asked."""
+
+    @_builtins.property
+    def question(self) -> Global___SemanticQuestion:
+        """Allows the answer of a similar question. Unset: only of the same one."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___CacheKey | None = ...,
+        question: Global___SemanticQuestion | None = ...,
+        delivered_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "question", b"question"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivered_tokens", b"delivered_tokens", "key", b"key", "question", b"question"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinStart: _TypeAlias = JoinStart  # noqa: Y015
+
+@_typing.final
+class JoinChunks(_message.Message):
+    """JoinChunks are chunks of an answer in the making."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Position of the first token in the answer."""
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CachedChunk]:
+        """The chunks, in order."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        chunks: _abc.Iterable[Global___CachedChunk] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinChunks: _TypeAlias = JoinChunks  # noqa: Y015
+
+@_typing.final
+class JoinDone(_message.Message):
+    """JoinDone completes an answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answer(self) -> Global___CachedAnswer:
+        """All of it."""
+
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """How long it may be served. Unset: the server's default."""
+
+    def __init__(
+        self,
+        *,
+        answer: Global___CachedAnswer | None = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinDone: _TypeAlias = JoinDone  # noqa: Y015
+
+@_typing.final
+class JoinFailed(_message.Message):
+    """JoinFailed ends a generation for all who share it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """ErrorInfo reason, as docs/errors.md lists them."""
+    message: _builtins.str
+    """Text of the status."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinFailed: _TypeAlias = JoinFailed  # noqa: Y015
+
+@_typing.final
+class JoinResponse(_message.Message):
+    """JoinResponse is what the cache says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEAT_FIELD_NUMBER: _builtins.int
+    INTEREST_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def seat(self) -> Global___JoinSeat:
+        """First, and again when a follower becomes the leader."""
+
+    @_builtins.property
+    def interest(self) -> Global___JoinInterest:
+        """To a leader: whether anybody else wants the chunks now. False until said otherwise."""
+
+    @_builtins.property
+    def chunks(self) -> Global___JoinChunks:
+        """To a follower."""
+
+    @_builtins.property
+    def end(self) -> Global___JoinEnd:
+        """To a follower, last: the answer is complete."""
+
+    @_builtins.property
+    def failed(self) -> Global___JoinFailed:
+        """To a follower, last: the generation failed."""
+
+    def __init__(
+        self,
+        *,
+        seat: Global___JoinSeat | None = ...,
+        interest: Global___JoinInterest | None = ...,
+        chunks: Global___JoinChunks | None = ...,
+        end: Global___JoinEnd | None = ...,
+        failed: Global___JoinFailed | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "end", b"end", "failed", b"failed", "interest", b"interest", "message", b"message", "seat", b"seat"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "end", b"end", "failed", b"failed", "interest", b"interest", "message", b"message", "seat", b"seat"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["seat", "interest", "chunks", "end", "failed"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___JoinResponse: _TypeAlias = JoinResponse  # noqa: Y015
+
+@_typing.final
+class JoinSeat(_message.Message):
+    """JoinSeat says what the caller is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    LOOKUP_FIELD_NUMBER: _builtins.int
+    role: Global___JoinRole.ValueType
+    """What it is."""
+    @_builtins.property
+    def lookup(self) -> Global___LookupResponse:
+        """What the lookup found; only with the first seat."""
+
+    def __init__(
+        self,
+        *,
+        role: Global___JoinRole.ValueType = ...,
+        lookup: Global___LookupResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lookup", b"lookup"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lookup", b"lookup", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinSeat: _TypeAlias = JoinSeat  # noqa: Y015
+
+@_typing.final
+class JoinInterest(_message.Message):
+    """JoinInterest says whether somebody follows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WANTED_FIELD_NUMBER: _builtins.int
+    wanted: _builtins.bool
+    """Whether so."""
+    def __init__(
+        self,
+        *,
+        wanted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinInterest: _TypeAlias = JoinInterest  # noqa: Y015
+
+@_typing.final
+class JoinEnd(_message.Message):
+    """JoinEnd is the end of an answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    finish_reason: _sampling_pb2.FinishReason.ValueType
+    """Why it ended."""
+    @_builtins.property
+    def usage(self) -> _sampling_pb2.Usage:
+        """Token counts of the request that was generated."""
+
+    def __init__(
+        self,
+        *,
+        finish_reason: _sampling_pb2.FinishReason.ValueType = ...,
+        usage: _sampling_pb2.Usage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinEnd: _TypeAlias = JoinEnd  # noqa: Y015

@@ -45,6 +45,11 @@ class ResponseCacheStub:
                 request_serializer=baton_dot_internal_dot_v1_dot_response__cache__pb2.FillRequest.SerializeToString,
                 response_deserializer=baton_dot_internal_dot_v1_dot_response__cache__pb2.FillResponse.FromString,
                 _registered_method=True)
+        self.Join = channel.stream_stream(
+                '/baton.internal.v1.ResponseCache/Join',
+                request_serializer=baton_dot_internal_dot_v1_dot_response__cache__pb2.JoinRequest.SerializeToString,
+                response_deserializer=baton_dot_internal_dot_v1_dot_response__cache__pb2.JoinResponse.FromString,
+                _registered_method=True)
 
 
 class ResponseCacheServicer:
@@ -65,6 +70,17 @@ class ResponseCacheServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Join(self, request_iterator, context):
+        """Looks an answer up, and on a miss shares one generation between all who ask the same at the same time.
+
+        The first response says which of three the caller is. A hit: that was all. A leader: it generates, and stores the
+        answer with its last message; while others want it, it sends the chunks it has and gets. A follower: it gets the
+        chunks of the leader; when the leader goes without an end, one follower becomes the leader and goes on from there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ResponseCacheServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +93,11 @@ def add_ResponseCacheServicer_to_server(servicer, server):
                     servicer.Fill,
                     request_deserializer=baton_dot_internal_dot_v1_dot_response__cache__pb2.FillRequest.FromString,
                     response_serializer=baton_dot_internal_dot_v1_dot_response__cache__pb2.FillResponse.SerializeToString,
+            ),
+            'Join': grpc.stream_stream_rpc_method_handler(
+                    servicer.Join,
+                    request_deserializer=baton_dot_internal_dot_v1_dot_response__cache__pb2.JoinRequest.FromString,
+                    response_serializer=baton_dot_internal_dot_v1_dot_response__cache__pb2.JoinResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +155,33 @@ class ResponseCache:
             '/baton.internal.v1.ResponseCache/Fill',
             baton_dot_internal_dot_v1_dot_response__cache__pb2.FillRequest.SerializeToString,
             baton_dot_internal_dot_v1_dot_response__cache__pb2.FillResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Join(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/baton.internal.v1.ResponseCache/Join',
+            baton_dot_internal_dot_v1_dot_response__cache__pb2.JoinRequest.SerializeToString,
+            baton_dot_internal_dot_v1_dot_response__cache__pb2.JoinResponse.FromString,
             options,
             channel_credentials,
             insecure,

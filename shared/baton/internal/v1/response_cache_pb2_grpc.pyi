@@ -37,6 +37,13 @@ class ResponseCacheStub:
     """Looks an answer up."""
     Fill: _grpc.UnaryUnaryMultiCallable[_response_cache_pb2.FillRequest, _response_cache_pb2.FillResponse]
     """Stores an answer."""
+    Join: _grpc.StreamStreamMultiCallable[_response_cache_pb2.JoinRequest, _response_cache_pb2.JoinResponse]
+    """Looks an answer up, and on a miss shares one generation between all who ask the same at the same time.
+
+    The first response says which of three the caller is. A hit: that was all. A leader: it generates, and stores the
+    answer with its last message; while others want it, it sends the chunks it has and gets. A follower: it gets the
+    chunks of the leader; when the leader goes without an end, one follower becomes the leader and goes on from there.
+    """
 
 @_typing.type_check_only
 class ResponseCacheAsyncStub(ResponseCacheStub):
@@ -47,6 +54,13 @@ class ResponseCacheAsyncStub(ResponseCacheStub):
     """Looks an answer up."""
     Fill: _aio.UnaryUnaryMultiCallable[_response_cache_pb2.FillRequest, _response_cache_pb2.FillResponse]  # type: ignore[assignment]
     """Stores an answer."""
+    Join: _aio.StreamStreamMultiCallable[_response_cache_pb2.JoinRequest, _response_cache_pb2.JoinResponse]  # type: ignore[assignment]
+    """Looks an answer up, and on a miss shares one generation between all who ask the same at the same time.
+
+    The first response says which of three the caller is. A hit: that was all. A leader: it generates, and stores the
+    answer with its last message; while others want it, it sends the chunks it has and gets. A follower: it gets the
+    chunks of the leader; when the leader goes without an end, one follower becomes the leader and goes on from there.
+    """
 
 class ResponseCacheServicer(metaclass=_abc_1.ABCMeta):
     """ResponseCache keeps answers of deterministic requests. Redis failing is a miss, never an error."""
@@ -66,5 +80,18 @@ class ResponseCacheServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_response_cache_pb2.FillResponse, _abc.Awaitable[_response_cache_pb2.FillResponse]]:
         """Stores an answer."""
+
+    @_abc_1.abstractmethod
+    def Join(
+        self,
+        request_iterator: _MaybeAsyncIterator[_response_cache_pb2.JoinRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_response_cache_pb2.JoinResponse], _abc.AsyncIterator[_response_cache_pb2.JoinResponse]]:
+        """Looks an answer up, and on a miss shares one generation between all who ask the same at the same time.
+
+        The first response says which of three the caller is. A hit: that was all. A leader: it generates, and stores the
+        answer with its last message; while others want it, it sends the chunks it has and gets. A follower: it gets the
+        chunks of the leader; when the leader goes without an end, one follower becomes the leader and goes on from there.
+        """
 
 def add_ResponseCacheServicer_to_server(servicer: ResponseCacheServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
