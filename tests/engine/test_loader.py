@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from baton.engine.config import EngineConfig
 from baton.engine.errors import EngineError, UnsupportedModel
-from baton.engine.layout import KvDtype
+from baton.engine.layout import KvDtype, PoolLayout
 from baton.engine.loader import load
 from tests import model_zoo
 
@@ -102,7 +102,7 @@ def test_what_is_said_of_a_model(llama: Path) -> None:
     assert (spec.name, spec.architecture) == (llama.name, "LlamaForCausalLM")
     assert (spec.vocab_size, spec.max_context, spec.eos_token_ids) == (384, 512, (0,))
     assert [(la.key, la.heads, la.key_dim, la.value_dim) for la in spec.layers] == [("0", 2, 16, 16), ("1", 2, 16, 16)]
-    assert spec.kv_bytes_per_token == 2 * 2 * (16 + 16) * 4
+    assert PoolLayout.build(spec.layers, spec.dtype, 1, 1).bytes_per_token == 2 * 2 * (16 + 16) * 4
 
 
 def test_progress_goes_up_to_the_end(llama: Path) -> None:

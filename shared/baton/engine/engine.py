@@ -67,7 +67,7 @@ class Engine:
         limits = Limits(config.step_tokens, config.block_tokens, blocks, int(config.aging_seconds * 1e9))
         self.capacity_tokens = blocks * config.block_tokens
         self.longest = min(slot_tokens, self.spec.max_context, self.capacity_tokens)  # tokens of one request
-        self.pool = Pool(self.layout, self.capacity_tokens * self.spec.kv_bytes_per_token, memory_fd)
+        self.pool = Pool(self.layout, self.capacity_tokens * self.layout.bytes_per_token, memory_fd)
         self.scheduler = Scheduler(limits, config.num_slots)
         self.runner = Runner(model, self.pool)
         self.runner.self_test()

@@ -47,11 +47,6 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     dtype: KvDtype
     layers: tuple[LayerSpec, ...]
 
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of K and V over all layers for one token."""
-        return sum(la.heads * (la.key_dim + la.value_dim) for la in self.layers) * self.dtype.itemsize
-
 
 class PoolLayout(msgspec.Struct, frozen=True, kw_only=True):
     """Byte layout of a slot-major pool in one shared memory file.
@@ -88,6 +83,11 @@ class PoolLayout(msgspec.Struct, frozen=True, kw_only=True):
             offsets=tuple(offsets),
             total_bytes=end,
         )
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token's K and V over all layers."""
+        return sum(sum(self.token_bytes(layer)) for layer in range(len(self.layers)))
 
     def token_bytes(self, layer: int) -> tuple[int, int]:
         """Bytes of one token's K and of one token's V in `layer`."""

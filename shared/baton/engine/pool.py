@@ -43,7 +43,7 @@ class Pool:
             if own:
                 os.close(fd)
         self._budget = budget_bytes
-        self._token_bytes = sum(sum(layout.token_bytes(i)) for i in range(len(layout.layers)))
+        self._token_bytes = layout.bytes_per_token
         self._touched = [0] * layout.num_slots  # tokens ever written since the slot's memory was given back
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []

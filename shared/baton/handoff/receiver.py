@@ -31,8 +31,7 @@ class KvReceiver:
         self._tokens = tokens
         self._have = np.zeros((len(layout.layers), tokens - start_token), dtype=np.bool_)
         self._digest = StreamDigest()
-        token_bytes = sum(sum(layout.token_bytes(layer)) for layer in range(len(layout.layers)))
-        self._ungranted = max(0, token_bytes * (tokens - start_token) - credit_bytes)
+        self._ungranted = max(0, layout.bytes_per_token * (tokens - start_token) - credit_bytes)
 
     @property
     def all_granted(self) -> bool:
