@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, TypedDict, cast
 
+from baton.rpc.request_id import HEADER, RULE, usable
 from baton.v1 import chat_pb2, inference_pb2, sampling_pb2
 
 Prompt = str | Sequence[int]
@@ -150,9 +151,11 @@ def stream_chat_request(messages: Sequence[Message], options: Options) -> infere
 def metadata(options: Options, always: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """gRPC metadata of a call: the client's own, and the request id."""
     request_id = options.get("request_id")
-    if request_id and not (len(request_id) <= 128 and all("!" <= char <= "~" for char in request_id)):
-        raise ValueError("request_id: must be 1 to 128 visible ASCII characters")
-    return (*always, ("x-request-id", request_id)) if request_id else tuple(always)
+    if not request_id:
+        return tuple(always)
+    if not usable(request_id):
+        raise ValueError(f"request_id: must be {RULE}")
+    return (*always, (HEADER, request_id))
 
 
 def timeout(options: Options, default: float | None) -> float | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -14,11 +13,11 @@ from typing import Any, NoReturn
 import grpc
 
 from baton.rpc.errors import BatonError, to_status
+from baton.rpc.request_id import HEADER, usable
 from baton.telemetry.tracing import ServerSpan, server_span
 
 log = logging.getLogger(__name__)
 
-_USABLE_ID = re.compile(r"[!-~]{1,128}")
 _INTERNAL = "internal error; the server's log has the details under this request id"
 
 
@@ -26,10 +25,7 @@ current_request_id: ContextVar[str] = ContextVar("current_request_id", default="
 
 
 def adopt_request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """The request id of this call: the caller's x-request-id if it is usable, else a new one. Errors carry it.
-
-    Usable are 1 to 128 visible ASCII characters.
-    """
+    """The request id of this call: the caller's own if it is usable, else a new one. Errors carry it."""
     request_id = _sent_request_id(context) or uuid.uuid4().hex
     current_request_id.set(request_id)
     return request_id
@@ -37,7 +33,7 @@ def adopt_request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
 
 def _sent_request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     for key, value in context.invocation_metadata() or ():
-        if key == "x-request-id" and isinstance(value, str) and _USABLE_ID.fullmatch(value):
+        if key == HEADER and isinstance(value, str) and usable(value):
             return value
     return ""
 
