@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,9 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from baton.cli.redis_server import EmbeddedRedis
 from baton.v1 import inference_pb2, sampling_pb2
-from tests.fixtures.mesh import running_mesh
-from tests.fixtures.otlp import Receiver, Span, place, receiver
+from tests.fixtures.otlp import Receiver, Span, place
+from tests.fixtures.traced import traced_mesh
 
 TRACE, REFUSED, LARGE_SEED = "1" * 32, "2" * 32, "3" * 32
 PARENT = "b7ad6b7169203331"
@@ -71,48 +69,29 @@ class Remote:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def remote(small_model: Path) -> AsyncIterator[Remote]:
     """A request whose prompt was computed remotely and whose answer was stored; one refused, one with a large seed."""
-    redis = EmbeddedRedis()
-    await asyncio.to_thread(redis.start)
-    try:
-        async with receiver() as collector:
-            flags = ("--otlp-endpoint", f"http://{collector.address}")
-            async with (
-                running_mesh(
-                    small_model,
-                    redis_url=redis.url,
-                    worker_flags=flags,
-                    router_flags=flags,
-                    cache_flags=flags,
-                    decode_flags=("--local-prefill-tokens", "0"),
-                ) as mesh,
-                mesh.stub() as stub,
-            ):
-                answer = await stub.Generate(
-                    inference_pb2.GenerateRequest(
-                        text=PROMPT,
-                        sampling=sampling_pb2.SamplingParams(max_tokens=16, temperature=0, seed=2**63 - 1),
-                    ),
-                    metadata=(("traceparent", f"00-{TRACE}-{PARENT}-01"),),
-                    timeout=60,
-                )
-                with pytest.raises(grpc.aio.AioRpcError):
-                    await stub.Generate(
-                        inference_pb2.GenerateRequest(text=PROMPT * 10),
-                        metadata=(("traceparent", f"00-{REFUSED}-{PARENT}-01"),),
-                        timeout=60,
-                    )
-                await stub.Generate(
-                    inference_pb2.GenerateRequest(
-                        text=SECRET, sampling=sampling_pb2.SamplingParams(max_tokens=1, seed=2**63)
-                    ),
-                    metadata=(("traceparent", f"00-{LARGE_SEED}-{PARENT}-01"),),
-                    timeout=60,
-                )
-                addresses = {name.partition("-")[0]: service.address for name, service in mesh.services.items()}
-            # All services have stopped, so all they had to tell is told.
-        yield Remote(answer, addresses, collector)
-    finally:
-        await asyncio.to_thread(redis.close)
+    flags = ("--local-prefill-tokens", "0")
+    async with traced_mesh(small_model, cache=True, decode_flags=flags) as (mesh, collector), mesh.stub() as stub:
+        answer = await stub.Generate(
+            inference_pb2.GenerateRequest(
+                text=PROMPT,
+                sampling=sampling_pb2.SamplingParams(max_tokens=16, temperature=0, seed=2**63 - 1),
+            ),
+            metadata=(("traceparent", f"00-{TRACE}-{PARENT}-01"),),
+            timeout=60,
+        )
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stub.Generate(
+                inference_pb2.GenerateRequest(text=PROMPT * 10),
+                metadata=(("traceparent", f"00-{REFUSED}-{PARENT}-01"),),
+                timeout=60,
+            )
+        await stub.Generate(
+            inference_pb2.GenerateRequest(text=SECRET, sampling=sampling_pb2.SamplingParams(max_tokens=1, seed=2**63)),
+            metadata=(("traceparent", f"00-{LARGE_SEED}-{PARENT}-01"),),
+            timeout=60,
+        )
+        addresses = {name.partition("-")[0]: service.address for name, service in mesh.services.items()}
+    yield Remote(answer, addresses, collector)
 
 
 def test_one_request_is_one_tree(remote: Remote) -> None:

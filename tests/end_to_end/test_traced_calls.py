@@ -11,8 +11,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from baton.internal.v1 import observe_pb2, observe_pb2_grpc
 from baton.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
-from tests.fixtures.mesh import Service, running_mesh
-from tests.fixtures.otlp import receiver
+from tests.fixtures.mesh import Service
+from tests.fixtures.traced import traced_mesh
 
 REQUEST = inference_pb2.GenerateRequest(
     token_ids=sampling_pb2.TokenIds(ids=range(5, 100)), sampling=sampling_pb2.SamplingParams(max_tokens=2)
@@ -41,13 +41,11 @@ async def operate(service: Service) -> None:
 
 
 async def test_operators_calls_are_no_traces(small_model: Path) -> None:
-    async with receiver() as collector:
-        flags = ("--otlp-endpoint", f"http://{collector.address}")
-        async with running_mesh(small_model, worker_flags=flags, router_flags=flags) as mesh:
-            for service in mesh.services.values():
-                await operate(service)
-            async with mesh.stub() as stub:
-                await stub.ListModels(inference_pb2.ListModelsRequest(), timeout=10)
+    async with traced_mesh(small_model) as (mesh, collector):
+        for service in mesh.services.values():
+            await operate(service)
+        async with mesh.stub() as stub:
+            await stub.ListModels(inference_pb2.ListModelsRequest(), timeout=10)
     # A client's call is one: the services do export.
     assert [span.name for span in collector.spans] == ["baton.v1.Inference/ListModels"]
 
@@ -57,17 +55,12 @@ async def test_the_ratio_is_for_those_whose_caller_did_not_decide(small_model: P
     async def ask(stub: inference_pb2_grpc.InferenceAsyncStub, *parents: str) -> None:
         await stub.Generate(REQUEST, metadata=tuple(("traceparent", parent) for parent in parents), timeout=60)
 
-    async with receiver() as collector:
-        flags = ("--otlp-endpoint", f"http://{collector.address}", "--trace-ratio", ratio)
-        async with (
-            running_mesh(
-                small_model, worker_flags=flags, router_flags=flags, decode_flags=("--local-prefill-tokens", "0")
-            ) as mesh,
-            mesh.stub() as stub,
-        ):
-            await ask(stub)
-            await ask(stub, f"00-{TRACES[0]}-{PARENT}-01")
-            await ask(stub, f"00-{TRACES[1]}-{PARENT}-00")
+    flags = ("--trace-ratio", ratio)
+    remote = ("--local-prefill-tokens", "0")
+    async with traced_mesh(small_model, *flags, decode_flags=remote) as (mesh, collector), mesh.stub() as stub:
+        await ask(stub)
+        await ask(stub, f"00-{TRACES[0]}-{PARENT}-01")
+        await ask(stub, f"00-{TRACES[1]}-{PARENT}-00")
     traces = collector.traces()
     everywhere = {"baton-router", "baton-decode", "baton-prefill"}
     assert {span.service for span in traces.pop(TRACES[0])} == everywhere, "a sampled parent wins"

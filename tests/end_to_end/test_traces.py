@@ -11,11 +11,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from baton.cli.redis_server import EmbeddedRedis
 from baton.internal.v1 import observe_pb2, observe_pb2_grpc
 from baton.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
 from tests.fixtures.mesh import running_mesh
-from tests.fixtures.otlp import Span, place, receiver
+from tests.fixtures.otlp import Span, place
+from tests.fixtures.traced import traced_mesh
 
 STREAM = "baton.v1.Inference/StreamGenerate"
 PARENT = "b7ad6b7169203331"
@@ -26,45 +26,32 @@ async def test_a_thousand_requests_are_a_thousand_trees(small_model: Path) -> No
     """Mixed lengths, 20 % cancelled, 20 % from the cache: every trace is one tree, nothing missing, no orphan."""
     rng = random.Random(8)
     kinds = {f"{number:032x}": KINDS[number % len(KINDS)] for number in range(1, 1001)}
-    redis = EmbeddedRedis()
-    await asyncio.to_thread(redis.start)
-    try:
-        async with receiver() as collector:
-            flags = ("--otlp-endpoint", f"http://{collector.address}")
-            async with (
-                running_mesh(
-                    small_model, redis_url=redis.url, worker_flags=flags, router_flags=flags, cache_flags=flags
-                ) as mesh,
-                mesh.stub() as stub,
-            ):
-                await ask(stub, "f" * 32, "cached", rng)
-                await asyncio.sleep(0.3)
-                turns = iter(kinds.items())
+    async with traced_mesh(small_model, cache=True) as (mesh, collector), mesh.stub() as stub:
+        await ask(stub, "f" * 32, "cached", rng)
+        await asyncio.sleep(0.3)
+        turns = iter(kinds.items())
 
-                async def client() -> None:
-                    for trace_id, kind in turns:
-                        await ask(stub, trace_id, kind, rng)
+        async def client() -> None:
+            for trace_id, kind in turns:
+                await ask(stub, trace_id, kind, rng)
 
-                await asyncio.gather(*(client() for _ in range(12)))
-                residuals = await ledger_residuals(mesh.router.address)
-            # All services have stopped, so all they had to tell is told.
-        # Whatever its end, a request's ledger leaves nothing out: p99 of the residual is at most 1 % or 1 ms.
-        assert len(residuals) == 1000
-        assert sorted(residuals)[990] <= 1.0
-        traces = collector.traces()
-        incomplete = {trace_id: kind for trace_id, kind in kinds.items() if not whole(traces.get(trace_id, []), kind)}
-        assert not incomplete, "\n".join(
-            f"{kind}: {[(place(s), s.attributes.get('baton.outcome')) for s in traces.get(trace_id, [])]}"
-            for trace_id, kind in list(incomplete.items())[:6]
-        )
-        roots = [span for spans in traces.values() for span in spans if span.parent_id == PARENT]
-        assert sum(root.attributes["baton.outcome"] == "cancelled" for root in roots) > 150
-        # On a busy machine some lookups time out, and are misses.
-        assert sum(root.attributes["baton.cache"] == "hit" for root in roots) > 100
-        strays = [span for trace_id, spans in traces.items() if trace_id not in kinds for span in spans]
-        assert {span.trace_id for span in strays} <= {"f" * 32}, {place(span) for span in strays}
-    finally:
-        await asyncio.to_thread(redis.close)
+        await asyncio.gather(*(client() for _ in range(12)))
+        residuals = await ledger_residuals(mesh.router.address)
+    # Whatever its end, a request's ledger leaves nothing out: p99 of the residual is at most 1 % or 1 ms.
+    assert len(residuals) == 1000
+    assert sorted(residuals)[990] <= 1.0
+    traces = collector.traces()
+    incomplete = {trace_id: kind for trace_id, kind in kinds.items() if not whole(traces.get(trace_id, []), kind)}
+    assert not incomplete, "\n".join(
+        f"{kind}: {[(place(s), s.attributes.get('baton.outcome')) for s in traces.get(trace_id, [])]}"
+        for trace_id, kind in list(incomplete.items())[:6]
+    )
+    roots = [span for spans in traces.values() for span in spans if span.parent_id == PARENT]
+    assert sum(root.attributes["baton.outcome"] == "cancelled" for root in roots) > 150
+    # On a busy machine some lookups time out, and are misses.
+    assert sum(root.attributes["baton.cache"] == "hit" for root in roots) > 100
+    strays = [span for trace_id, spans in traces.items() if trace_id not in kinds for span in spans]
+    assert {span.trace_id for span in strays} <= {"f" * 32}, {place(span) for span in strays}
 
 
 async def ledger_residuals(router: str) -> list[float]:
@@ -130,18 +117,16 @@ def whole(spans: list[Span], kind: str) -> bool:
 async def test_a_slow_collector_costs_nothing_but_spans(small_model: Path) -> None:
     """Every export times out: requests do not notice, the services end in time, and what was lost is counted."""
     rng = random.Random(3)
-    async with receiver() as collector:
+    async with traced_mesh(small_model) as (mesh, collector), mesh.stub() as stub:
         collector.slow_seconds = 60.0
-        flags = ("--otlp-endpoint", f"http://{collector.address}")
-        async with running_mesh(small_model, worker_flags=flags, router_flags=flags) as mesh, mesh.stub() as stub:
-            began = time.monotonic()
-            for number in range(40):
-                await ask(stub, f"{number + 1:032x}", "remote", rng)
-            assert time.monotonic() - began < 10
-            async with asyncio.timeout(30):
-                while not await spans_lost(mesh.router.metrics):  # noqa: ASYNC110 another process counts
-                    await asyncio.sleep(0.2)
-            # Leaving the block stops every service, and fails where one takes longer than it may.
+        began = time.monotonic()
+        for number in range(40):
+            await ask(stub, f"{number + 1:032x}", "remote", rng)
+        assert time.monotonic() - began < 10
+        async with asyncio.timeout(30):
+            while not await spans_lost(mesh.router.metrics):  # noqa: ASYNC110 another process counts
+                await asyncio.sleep(0.2)
+        # Leaving the block stops every service, and fails where one takes longer than it may.
     assert not collector.spans
 
 
