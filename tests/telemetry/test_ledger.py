@@ -133,6 +133,11 @@ def test_every_entry_below_zero_is_counted(waited: int, total: int, entry: int) 
     counter = NEGATIVE_REMAINDERS.labels("HOP_PREFILL")
     before = counter._value.get()
     compute = timing_pb2.TimingEntry(hop=ledger_pb2.HOP_PREFILL, kind=ledger_pb2.KIND_COMPUTE, duration_ns=entry)
-    timeline.book(ledger_pb2.HOP_PREFILL, timing_pb2.HopTiming(total_ns=total, entries=[compute]))
+    timing = timing_pb2.HopTiming(total_ns=total, entries=[compute])
+    view = timeline.copy()
+    view.book(ledger_pb2.HOP_PREFILL, timing)
+    assert any(part.duration_ns < 0 for part in view.copy().timing().entries)
+    assert counter._value.get() == before, "a view is told, but not counted"
+    timeline.book(ledger_pb2.HOP_PREFILL, timing)
     assert any(part.duration_ns < 0 for part in timeline.timing().entries)
     assert counter._value.get() == before + 1

@@ -36,7 +36,7 @@ class Timeline:
         now: nanosecond clock; tests give their own.
     """
 
-    __slots__ = ("_hop", "_now", "_parts", "_since", "_start", "_state", "hidden_transfer_ns")
+    __slots__ = ("_hop", "_is_view", "_now", "_parts", "_since", "_start", "_state", "hidden_transfer_ns")
 
     def __init__(
         self,
@@ -49,14 +49,19 @@ class Timeline:
         self._start = self._since = now()
         self._state: Part = (hop, kind)
         self._parts: dict[Part, int] = {}
+        self._is_view = False
         self.hidden_transfer_ns = 0
 
     def copy(self) -> Timeline:
-        """Another one with the same past, for a view of it that is not to last."""
+        """Another one with the same past, for a view of it that is not to last.
+
+        Negative remainders of a view are not counted: what it books, the lasting one books as well, or corrects.
+        """
         twin = object.__new__(Timeline)
         for slot in self.__slots__:
             setattr(twin, slot, getattr(self, slot))
         twin._parts = dict(self._parts)
+        twin._is_view = True
         return twin
 
     def enter(self, kind: ledger_pb2.Kind.ValueType, hop: ledger_pb2.Hop.ValueType | None = None) -> None:
@@ -73,7 +78,7 @@ class Timeline:
         total = sum(parts.values())
         self._parts[source] = self._parts.get(source, 0) - total
         if self._parts[source] < 0:
-            NEGATIVE_REMAINDERS.labels(ledger_pb2.Hop.Name(source[0])).inc()  # type: ignore[arg-type]
+            self._count_negative(source[0])
         for part, duration in parts.items():
             self._parts[part] = self._parts.get(part, 0) + duration
 
@@ -86,7 +91,7 @@ class Timeline:
         # What the callee itself could not attribute is its overhead, not the network's.
         rest = timing.total_ns - sum(parts.values())
         if rest < 0:
-            NEGATIVE_REMAINDERS.labels(ledger_pb2.Hop.Name(callee)).inc()
+            self._count_negative(callee)
         if rest:
             parts[callee, ledger_pb2.KIND_OVERHEAD] = parts.get((callee, ledger_pb2.KIND_OVERHEAD), 0) + rest
         self.carve((callee, ledger_pb2.KIND_NETWORK), parts)
@@ -113,6 +118,10 @@ class Timeline:
     def _close(self, now: int) -> None:
         self._parts[self._state] = self._parts.get(self._state, 0) + now - self._since
         self._since = now
+
+    def _count_negative(self, hop: int) -> None:
+        if not self._is_view:
+            NEGATIVE_REMAINDERS.labels(ledger_pb2.Hop.Name(hop)).inc()  # type: ignore[arg-type]
 
 
 def to_partition(timing: timing_pb2.HopTiming) -> ledger_pb2.Partition:
