@@ -11,6 +11,7 @@ from baton.telemetry.ledger import Timeline
 from baton.v1 import ledger_pb2
 from baton_cache.key import KeyDigests
 from baton_cache.metrics import FILLS, READ_BYTES, WRITTEN_BYTES
+from baton_cache.names import Names
 from baton_cache.store import NotAValue, Store, StoreFailed
 from baton_cache.value import CorruptValue, OtherVersion, decode, encode
 
@@ -29,13 +30,13 @@ class Answers:
 
     Args:
         store: where they are.
-        prefix: what every entry's name begins with.
+        names: what things are called there.
         max_value_bytes: of one entry; a larger one is not stored.
     """
 
-    def __init__(self, store: Store, prefix: str, max_value_bytes: int) -> None:
+    def __init__(self, store: Store, names: Names, max_value_bytes: int) -> None:
         self._store = store
-        self._prefix = prefix
+        self._names = names
         self._max_value_bytes = max_value_bytes
 
     async def find(self, digest: KeyDigests, timeline: Timeline) -> response_cache_pb2.CachedAnswer | Missing:
@@ -81,4 +82,4 @@ class Answers:
         return "stored"
 
     def _name(self, digest: KeyDigests) -> str:
-        return self._prefix + digest.name
+        return self._names.answer(digest.name)

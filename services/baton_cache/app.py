@@ -9,6 +9,8 @@ from baton.internal.v1 import response_cache_pb2_grpc
 from baton.rpc.breaker import Breaker
 from baton.rpc.service import Runtime
 from baton_cache.answers import Answers
+from baton_cache.key import Keys
+from baton_cache.names import Names
 from baton_cache.servicer import Lifetimes, ResponseCacheServicer
 from baton_cache.settings import CacheSettings
 from baton_cache.store import Store
@@ -23,8 +25,9 @@ async def build(settings: CacheSettings, runtime: Runtime) -> AsyncIterator[None
         settings.redis_connections,
         Breaker(settings.breaker_failures, settings.breaker_seconds),
     ) as store:
-        answers = Answers(store, settings.key_prefix, settings.max_answer_bytes)
-        servicer = ResponseCacheServicer(answers, Lifetimes(settings.default_ttl_seconds, settings.max_ttl_seconds))
+        answers = Answers(store, Names(settings.key_prefix), settings.max_answer_bytes)
+        lifetimes = Lifetimes(settings.default_ttl_seconds, settings.max_ttl_seconds)
+        servicer = ResponseCacheServicer(Keys(settings.secret()), answers, lifetimes)
         response_cache_pb2_grpc.add_ResponseCacheServicer_to_server(servicer, runtime.server)
         runtime.register("baton.internal.v1.ResponseCache")
         yield

@@ -24,6 +24,7 @@ from baton.internal.v1 import response_cache_pb2
 
 _DOMAIN: Final = b"baton response cache key, version 1\0"
 _PERSON: Final = b"baton-cache-v1"
+_TAG_PERSON: Final = b"baton-tenant-v1"
 
 _FORMATS: Final = {
     FieldDescriptor.TYPE_DOUBLE: "d",
@@ -49,19 +50,39 @@ class KeyDigests:
     """The two digests of a key."""
 
     name: str
-    """Hex digits that name its entry: blake2b, keyed with the tenant."""
+    """What its entry is called: the tag of the tenant, "-", and the digest of the key, keyed with secret and tenant."""
     proof: bytes
     """16 bytes of xxh3_128 that the entry carries and is checked against."""
 
 
-def digests(key: response_cache_pb2.CacheKey) -> KeyDigests:
-    """Name and proof of a key."""
-    form = canonical(key)
-    tenant = blake2b(key.tenant.encode(), person=_PERSON).digest()
-    return KeyDigests(
-        name=blake2b(form, digest_size=32, key=tenant, person=_PERSON).hexdigest(),
-        proof=xxhash.xxh3_128_digest(form),
-    )
+class Keys:
+    """Digests of keys, and tags of tenants. Keyed: without the secret they can be neither guessed nor compared.
+
+    Args:
+        secret: of the deployment, the same in every cache service; empty: names of different tenants still differ, but
+            whoever knows tenant and request can compute them.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = blake2b(secret, person=_PERSON).digest()
+
+    def digests(self, key: response_cache_pb2.CacheKey) -> KeyDigests:
+        """Name and proof of a key."""
+        form = canonical(key)
+        of_tenant = self._of_tenant(key.tenant)
+        digest = blake2b(form, digest_size=32, key=of_tenant, person=_PERSON).hexdigest()
+        return KeyDigests(name=f"{_tag(of_tenant)}-{digest}", proof=xxhash.xxh3_128_digest(form))
+
+    def tenant_tag(self, tenant: str) -> str:
+        """16 hex digits that the names of a tenant's entries begin with."""
+        return _tag(self._of_tenant(tenant))
+
+    def _of_tenant(self, tenant: str) -> bytes:
+        return blake2b(tenant.encode(), key=self._secret, person=_PERSON).digest()
+
+
+def _tag(of_tenant: bytes) -> str:
+    return blake2b(key=of_tenant, digest_size=8, person=_TAG_PERSON).hexdigest()
 
 
 def canonical(key: response_cache_pb2.CacheKey) -> bytes:

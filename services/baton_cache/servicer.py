@@ -19,7 +19,7 @@ from baton.telemetry.ledger import Timeline
 from baton.v1 import ledger_pb2
 from baton_cache.answers import Answers, Missing
 from baton_cache.checks import check_answer, check_key, ttl_ms, uncacheable
-from baton_cache.key import digests
+from baton_cache.key import Keys
 from baton_cache.metrics import LOOKUPS
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -44,11 +44,13 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
     """The cache's API.
 
     Args:
+        keys: digests of keys.
         answers: what is stored.
         lifetimes: of an entry.
     """
 
-    def __init__(self, answers: Answers, lifetimes: Lifetimes) -> None:
+    def __init__(self, keys: Keys, answers: Answers, lifetimes: Lifetimes) -> None:
+        self._keys = keys
         self._answers = answers
         self._lifetimes = lifetimes
 
@@ -69,14 +71,14 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
             raise refusal
         check_answer(request.answer)
         ttl = ttl_ms(request, self._lifetimes.default, self._lifetimes.longest)
-        stored = await self._answers.keep(digests(request.key), request.answer, ttl)
+        stored = await self._answers.keep(self._keys.digests(request.key), request.answer, ttl)
         return response_cache_pb2.FillResponse(stored=stored)
 
     async def _find(self, key: response_cache_pb2.CacheKey, timeline: Timeline) -> response_cache_pb2.LookupResponse:
         response = response_cache_pb2.LookupResponse(miss_reason=response_cache_pb2.MISS_REASON_ABSENT)
         if uncacheable(key) is None:
             timeline.enter(ledger_pb2.KIND_SERIALIZE)
-            digest = digests(key)
+            digest = self._keys.digests(key)
             found = await self._answers.find(digest, timeline)
             if isinstance(found, Missing):
                 response.miss_reason = found.reason

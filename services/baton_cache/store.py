@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from typing import Final, TypeVar
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -70,7 +69,7 @@ class Store:
         redis = Redis.from_pool(pool)
         store = cls(redis, timeout, breaker)
         with suppress(StoreFailed):
-            await store._call("ping", redis.ping)
+            await store.call("ping", "", lambda redis: redis.ping())
         try:
             yield store
         finally:
@@ -85,7 +84,7 @@ class Store:
             StoreFailed: not known.
             NotAValue: something else is there.
         """
-        value = await self._call("get", partial(self._redis.get, name))
+        value = await self.call("get", name, lambda redis: redis.get(name))
         assert not isinstance(value, str)  # responses are not decoded
         return value
 
@@ -95,7 +94,7 @@ class Store:
         Raises:
             StoreFailed: perhaps it was not stored.
         """
-        await self._call("set", partial(self._redis.set, name, value, px=ttl_ms))
+        await self.call("set", name, lambda redis: redis.set(name, value, px=ttl_ms))
 
     async def remove(self, name: str) -> None:
         """Remove what is there.
@@ -103,16 +102,28 @@ class Store:
         Raises:
             StoreFailed: perhaps it was not removed.
         """
-        await self._call("remove", partial(self._redis.unlink, name))
+        await self.call("remove", name, lambda redis: redis.unlink(name))
 
-    async def _call(self, operation: str, command: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    async def call(self, operation: str, name: str, command: Callable[[Redis], Awaitable[ResultT]]) -> ResultT:
+        """Run a command, with the same bounds as all others.
+
+        Args:
+            operation: what metrics and logs call it.
+            name: what it is about. All names it uses must be of the same entry: in a cluster, `command` gets the server
+                that holds this one.
+            command: gets the client; what it returns is returned.
+
+        Raises:
+            StoreFailed: it is not known whether it was done.
+            NotAValue: something of another type is there.
+        """
         if not self._breaker.allows():
             REDIS_FAILURES.labels(operation, "breaker_open").inc()
             raise StoreFailed("not asked: the breaker is open")
         began = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout):
-                result = await command()
+                result = await command(self._redis)
         except ResponseError as error:
             self._answered()  # what it says is about this command, not about the next one
             if str(error).startswith("WRONGTYPE"):

@@ -17,7 +17,8 @@ from baton.rpc.interceptor import RimInterceptor
 from baton.rpc.service import Runtime
 from baton.v1 import sampling_pb2
 from baton_cache.app import build
-from baton_cache.key import digests
+from baton_cache.key import Keys
+from baton_cache.names import Names
 from baton_cache.settings import CacheSettings
 from tests.fixtures.models import full_sampling
 
@@ -119,4 +120,4 @@ async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float) -
 
 def name_of(key: response_cache_pb2.CacheKey) -> str:
     """Name of a key's entry in Redis."""
-    return "baton:answer:" + digests(key).name
+    return Names("baton:answer:").answer(Keys(b"").digests(key).name)

@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 from baton.cli.redis_server import EmbeddedRedis
 from baton.internal.v1 import response_cache_pb2
 from baton.v1 import ledger_pb2, sampling_pb2
-from baton_cache.key import digests
+from baton_cache.key import Keys
 from baton_cache.value import encode
 from tests.cache.conftest import Cache, an_answer, cache_key, name_of, running_cache
 from tests.fixtures.exposition import at_start, series
@@ -91,7 +91,7 @@ async def test_it_counts(cache: Cache) -> None:
     assert counted("baton_cache_lookups_total", outcome="hit") == hits + 1
     assert counted("baton_cache_lookups_total", outcome="absent") == misses + 1
     assert counted("baton_cache_fills_total", outcome="stored") == fills + 1
-    size = len(encode(an_answer(), digests(cache_key()).proof))
+    size = len(encode(an_answer(), Keys(b"").digests(cache_key()).proof))
     assert counted("baton_cache_written_bytes_total") == written + size
 
 
@@ -115,7 +115,7 @@ async def test_oversize_is_not_stored(redis_server: EmbeddedRedis, stored: redis
 
 async def test_a_corrupt_value_is_a_miss_and_removed(cache: Cache, stored: redis.Redis) -> None:
     name = name_of(cache_key())
-    whole = encode(an_answer(), digests(cache_key()).proof)
+    whole = encode(an_answer(), Keys(b"").digests(cache_key()).proof)
     for broken in (b"", b"garbage", whole[:-1], whole[:30] + bytes([whole[30] ^ 1]) + whole[31:]):
         stored.set(name, broken)
         assert await cache.miss(cache_key()) == CORRUPT

@@ -1,0 +1,71 @@
+"""What things are called in Redis. Pure.
+
+Every name of one entry holds the entry in braces, the hash tag of Redis Cluster: they lie in one slot, so one script or
+transaction may use them all. The entry begins with a tag of its tenant, so that a tenant's entries can be told by name.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+_ENTRY: Final = re.compile(r"[0-9a-f]{16}-[0-9a-f]{64}")
+_GLOB: Final = re.compile(r"([\\*?\[\]])")
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Names that begin with a prefix.
+
+    Args:
+        prefix: without braces: they would be taken for the hash tag.
+    """
+
+    prefix: str
+
+    def __post_init__(self) -> None:
+        assert "{" not in self.prefix
+        assert "}" not in self.prefix
+
+    def answer(self, entry: str) -> str:
+        """Where the answer of an entry lies. `entry` is `KeyDigests.name`."""
+        return f"{self.prefix}{{{entry}}}"
+
+    def lead(self, entry: str) -> str:
+        """Who generates the answer."""
+        return self.answer(entry) + ":lead"
+
+    def wanted(self, entry: str) -> str:
+        """Whether others wait for the answer."""
+        return self.answer(entry) + ":wanted"
+
+    def chunks(self, entry: str) -> str:
+        """The answer in the making."""
+        return self.answer(entry) + ":chunks"
+
+    def tenant_pattern(self, tag: str) -> str:
+        """Pattern of SCAN for all names of a tenant. `tag` is `Keys.tenant_tag`."""
+        return f"{_literal(self.prefix)}{{{tag}-*"
+
+    def pattern(self) -> str:
+        """Pattern of SCAN for all names."""
+        return f"{_literal(self.prefix)}{{*"
+
+    def entry(self, name: str) -> str | None:
+        """The entry whose answer lies under a name; None: it is no answer's name."""
+        inner = name.removeprefix(self.prefix)
+        if inner == name and self.prefix:
+            return None
+        entry = inner[1:-1]
+        return entry if name == self.answer(entry) and is_entry(entry) else None
+
+
+def is_entry(text: str) -> bool:
+    """Whether this is what an entry is called."""
+    return _ENTRY.fullmatch(text) is not None
+
+
+def _literal(text: str) -> str:
+    """The pattern that only this text matches."""
+    return _GLOB.sub(r"\\\1", text)
