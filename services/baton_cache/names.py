@@ -28,36 +28,38 @@ class Names:
         assert "{" not in self.prefix
         assert "}" not in self.prefix
 
+    @property
+    def answers(self) -> str:
+        """What the names of all answers begin with, and no other name: changes of these are followed."""
+        return f"{self.prefix}answer:"
+
     def answer(self, entry: str) -> str:
         """Where the answer of an entry lies. `entry` is `KeyDigests.name`."""
-        return f"{self.prefix}{{{entry}}}"
+        return f"{self.answers}{{{entry}}}"
 
     def lead(self, entry: str) -> str:
         """Who generates the answer."""
-        return self.answer(entry) + ":lead"
+        return f"{self.prefix}lead:{{{entry}}}"
 
     def wanted(self, entry: str) -> str:
         """Whether others wait for the answer."""
-        return self.answer(entry) + ":wanted"
+        return f"{self.prefix}wanted:{{{entry}}}"
 
     def chunks(self, entry: str) -> str:
         """The answer in the making."""
-        return self.answer(entry) + ":chunks"
+        return f"{self.prefix}chunks:{{{entry}}}"
 
     def tenant_pattern(self, tag: str) -> str:
-        """Pattern of SCAN for all names of a tenant. `tag` is `Keys.tenant_tag`."""
-        return f"{_literal(self.prefix)}{{{tag}-*"
+        """Pattern of SCAN for all names of a tenant, of whatever kind. `tag` is `Keys.tenant_tag`."""
+        return f"{_literal(self.prefix)}*:{{{tag}-*"
 
     def pattern(self) -> str:
         """Pattern of SCAN for all names."""
-        return f"{_literal(self.prefix)}{{*"
+        return f"{_literal(self.prefix)}*:{{*"
 
     def entry(self, name: str) -> str | None:
         """The entry whose answer lies under a name; None: it is no answer's name."""
-        inner = name.removeprefix(self.prefix)
-        if inner == name and self.prefix:
-            return None
-        entry = inner[1:-1]
+        entry = name[len(self.answers) + 1 : -1]
         return entry if name == self.answer(entry) and is_entry(entry) else None
 
 

@@ -29,7 +29,7 @@ class CacheSettings(ServiceSettings):
     redis_connections: int = Field(32, ge=1, description="most connections to Redis")
     breaker_failures: int = Field(3, ge=1, description="calls in a row without an answer until Redis is left alone")
     breaker_seconds: float = Field(1.0, gt=0, description="how long Redis is left alone before it is tried again")
-    key_prefix: str = Field("baton:answer:", pattern="^[^{}]*$", description="what every name in Redis begins with")
+    key_prefix: str = Field("baton:", pattern="^[^{}]*$", description="what every name in Redis begins with")
     key_secret: SecretStr = Field(
         SecretStr(""), description="secret that names in Redis are keyed with; better given as BATON_KEY_SECRET"
     )

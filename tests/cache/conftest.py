@@ -120,4 +120,4 @@ async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float) -
 
 def name_of(key: response_cache_pb2.CacheKey) -> str:
     """Name of a key's entry in Redis."""
-    return Names("baton:answer:").answer(Keys(b"").digests(key).name)
+    return Names("baton:").answer(Keys(b"").digests(key).name)

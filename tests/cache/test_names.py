@@ -28,7 +28,15 @@ def test_all_names_of_an_entry_lie_in_one_slot(prefix: str) -> None:
 
 def test_what_is_no_answer_has_no_entry() -> None:
     names = Names("baton:")
-    for name in ("", "baton:", "baton:{}", "baton:{x}", "{" + ENTRY + "}", "other:{" + ENTRY + "}", "baton:" + ENTRY):
+    for name in (
+        "",
+        "baton:",
+        "baton:answer:{}",
+        "baton:answer:{x}",
+        "answer:{" + ENTRY + "}",
+        "baton:answer:" + ENTRY,
+        "xbaton:answer:{" + ENTRY + "}",
+    ):
         assert names.entry(name) is None, name
     assert not is_entry(ENTRY + "\n")
 
