@@ -1,9 +1,8 @@
-"""A streamed answer put together: for unary calls, and for the response cache."""
+"""A streamed answer put together, for unary calls."""
 
 from __future__ import annotations
 
-from baton.internal.v1 import response_cache_pb2
-from baton.v1 import chat_pb2, inference_pb2, sampling_pb2
+from baton.v1 import chat_pb2, inference_pb2
 
 Event = inference_pb2.StreamStart | inference_pb2.TokenChunk | inference_pb2.Summary
 
@@ -48,30 +47,8 @@ class WholeAnswer:
             seed=self.start.seed,
         )
 
-    def cached(
-        self, finish_reason: sampling_pb2.FinishReason.ValueType, usage: sampling_pb2.Usage
-    ) -> response_cache_pb2.CachedAnswer:
-        """The answer as the cache stores it, cut where the stream was."""
-        return response_cache_pb2.CachedAnswer(
-            chunks=[
-                response_cache_pb2.CachedChunk(token_ids=chunk.token_ids, text=chunk.text) for chunk in self._chunks
-            ],
-            finish_reason=finish_reason,
-            usage=usage,
-        )
-
     def _text(self) -> str:
         return "".join(chunk.text for chunk in self._chunks)
 
     def _token_ids(self) -> list[int]:
         return [token_id for chunk in self._chunks for token_id in chunk.token_ids]
-
-
-def replayed(answer: response_cache_pb2.CachedAnswer) -> list[inference_pb2.TokenChunk]:
-    """The chunks of a stored answer, numbered."""
-    chunks = []
-    index = 0
-    for stored in answer.chunks:
-        chunks.append(inference_pb2.TokenChunk(index=index, token_ids=stored.token_ids, text=stored.text))
-        index += len(stored.token_ids)
-    return chunks

@@ -13,10 +13,13 @@ from baton.rpc.service import CannotStart, Runtime
 from baton.text.model import TextModel
 from baton.text.tokenizer import ModelFilesError
 from baton.v1 import inference_pb2_grpc
+from baton_router.answering import Means
 from baton_router.catalogue import Catalogue
+from baton_router.flight import Flights
 from baton_router.generation import Tier
 from baton_router.inference import InferenceServicer
 from baton_router.observe import ObserveServicer
+from baton_router.replicas import Replicas
 from baton_router.response_cache import ResponseCache
 from baton_router.settings import RouterSettings, targets
 from baton_router.targets import check_target
@@ -44,11 +47,14 @@ async def build(settings: RouterSettings, runtime: Runtime) -> AsyncIterator[Non
         deadline_margin_seconds=settings.deadline_margin_seconds,
         rng=random.Random(),
     )
-    cache = ResponseCache(channels, settings.cache_target, settings.cache_timeout_seconds)
+    replicas = Replicas(targets(settings.cache_target), settings.resolve_seconds)
+    cache = ResponseCache(channels, replicas, settings.cache_timeout_seconds)
+    means = Means(tier, cache, settings.max_request_seconds, settings.follow_silence_seconds)
+    flights = Flights()
     catalogue = Catalogue(settings, model, view)
     try:
-        async with view.watching(decode, prefill), cache.filling():
-            servicer = InferenceServicer(settings, model, catalogue, tier, cache, runtime)
+        async with view.watching(decode, prefill), replicas.watched(), cache.filling(), flights.owned():
+            servicer = InferenceServicer(settings, model, catalogue, means, flights, runtime)
             inference_pb2_grpc.add_InferenceServicer_to_server(servicer, runtime.server)
             runtime.register("baton.v1.Inference")
             observe = ObserveServicer(servicer, view, runtime)

@@ -17,7 +17,7 @@ from baton.rpc.channel import ChannelPool, read_status
 from baton.rpc.errors import DeadlineExceeded
 from baton.telemetry import tracing
 from baton.text.tokenizer import Tokenizer
-from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
+from baton.v1 import ledger_pb2, sampling_pb2
 from baton_router.account import Account
 from baton_router.ending import ending
 from baton_router.loss import AttemptLost, Loss, meaning, no_worker_left
@@ -55,8 +55,9 @@ class Generation:
         account: where the time is booked.
 
     Attributes:
-        finished: how it ended, once `chunks` is through.
+        finished: how it ended, once `tokens` is through.
         migrations: times it moved on from a worker that had accepted it.
+        poisonous: whether it seems to break the workers it runs on.
     """
 
     def __init__(
@@ -83,7 +84,11 @@ class Generation:
         self.finished: decode_pb2.Finished | None = None
         self.migrations = 0
 
-    async def chunks(self) -> AsyncGenerator[inference_pb2.TokenChunk, None]:
+    @property
+    def poisonous(self) -> bool:
+        return self._broke >= 2
+
+    async def tokens(self) -> AsyncGenerator[decode_pb2.Tokens, None]:
         """The answer, indices continuous over all attempts.
 
         Raises:
@@ -96,7 +101,8 @@ class Generation:
             try:
                 async with aclosing(attempt.run(self._decode_request(), self._timeout())) as messages:
                     async for tokens in messages:
-                        yield self._deliver(tokens)
+                        self._deliver(tokens)
+                        yield tokens
                 self.finished = attempt.finished
             except AttemptLost as lost:
                 attempts += 1
@@ -117,13 +123,12 @@ class Generation:
             self.finished = decode_pb2.Finished(finish_reason=reason, usage=usage)
         return reason is not None
 
-    def _deliver(self, tokens: decode_pb2.Tokens) -> inference_pb2.TokenChunk:
+    def _deliver(self, tokens: decode_pb2.Tokens) -> None:
         if tokens.index != len(self._delivered):
             raise AttemptLost(Loss.BROKEN, f"token {tokens.index} instead of {len(self._delivered)}")
         self._delivered += tokens.token_ids
         if tokens.token_ids:
             self._account.first_token(tokens.timing if tokens.HasField("timing") else None)
-        return inference_pb2.TokenChunk(index=tokens.index, token_ids=tokens.token_ids, text=tokens.text)
 
     async def _place(self) -> Worker:
         """A decode worker; waits a moment for one that may come back."""
@@ -162,7 +167,7 @@ class Generation:
     def _give_up_on(self, worker: Worker, lost: AttemptLost, accepted: bool) -> None:
         if lost.loss in (Loss.BROKEN, Loss.CRASHED):
             self._broke += 1
-            if self._broke == 2:
+            if self.poisonous:
                 # What breaks two workers will break the next.
                 raise no_worker_left(lost) from lost
         self._failed.add(worker.state.incarnation)

@@ -2,10 +2,10 @@
 
 1. It gets an id, is admitted, checked, and tokenized.
 2. It is accepted: initial metadata with the id goes out. From here on it ends with a summary or a status.
-3. If it is deterministic the response cache is asked; a hit is replayed.
-4. On a miss the decode tier runs it (`generation.py`), over as many workers as it takes. What the client has not read
-   yet waits in a bounded buffer.
-5. The summary tells how it went, and a complete answer goes to the cache in the background.
+3. It boards a flight (`flight.py`): that of an equal request which is under way, or a new one of its own.
+4. The flight's source (`answering.py`) asks the cache, and on a miss has the decode tier generate (`generation.py`),
+   over as many workers as it takes. What the client has not read yet waits, up to a bound.
+5. The summary tells how it went; a complete answer goes to the cache in the background.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from typing import Any
 import grpc
 
 from baton.internal.v1 import response_cache_pb2
-from baton.rpc.errors import NotFound, Overloaded, Unavailable
+from baton.rpc.errors import Overloaded, Unavailable
 from baton.rpc.interceptor import adopt_request_id
 from baton.rpc.service import Runtime
 from baton.text.model import TextModel
 from baton.v1 import inference_pb2, inference_pb2_grpc, ledger_pb2
 from baton_router import metrics
 from baton_router.account import Account, server_timing
-from baton_router.answer import Event, WholeAnswer, replayed
+from baton_router.answer import Event, WholeAnswer
+from baton_router.answering import Answering, Means
 from baton_router.catalogue import Catalogue, Serving
-from baton_router.generation import Generation, Tier
+from baton_router.flight import Ending, Flight, Flights, Reader
 from baton_router.prompt import tokenize
 from baton_router.pulse import Pulse
 from baton_router.record import Record
 from baton_router.records import Records
-from baton_router.response_cache import ResponseCache, cache_key, may_read, may_write
+from baton_router.response_cache import cache_key, digest, may_share
 from baton_router.settings import RouterSettings
-from baton_router.unsent import buffered
 from baton_router.validate import AnyRequest, ResolvedRequest, check, prompt_field, resolve
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -48,15 +48,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         settings: RouterSettings,
         model: TextModel,
         catalogue: Catalogue,
-        tier: Tier,
-        cache: ResponseCache,
+        means: Means,
+        flights: Flights,
         runtime: Runtime,
     ) -> None:
         self._settings = settings
         self._model = model
         self._catalogue = catalogue
-        self._tier = tier
-        self._cache = cache
+        self._means = means
+        self._flights = flights
         self._runtime = runtime
         self.in_flight = 0
         self.records = Records(settings.kept_records)
@@ -153,33 +153,21 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
                 seed=resolved.sampling.seed,
                 prompt_tokens=len(resolved.prompt_ids),
             )
-            key = cache_key(resolved, serving.fingerprint, self._model.text_digest)
-            cached = await self._lookup(resolved, key, summary, account)
-            if cached is not None:
-                for chunk in replayed(cached):
+            flight, mine = self._board(record, resolved, serving)
+            reader = Reader(account, deadline, self._settings.max_unsent_tokens if buffer else None)
+            index = len(resolved.delivered)
+            async with flight.reading(reader) as chunks:
+                async for cached in chunks:
+                    if resolved.original_pace and flight.ending is not None and flight.ending.stored:
+                        await flight.reached(cached.since_start_us)
                     account.first_token()
-                    account.enter(ledger_pb2.KIND_STALL)
-                    record.chunk(len(chunk.token_ids))
+                    record.chunk(len(cached.token_ids))
                     account.handed_over()
-                    yield chunk
-                account.enter(ledger_pb2.KIND_OVERHEAD)
-                summary.finish_reason = cached.finish_reason
-                summary.usage.CopyFrom(cached.usage)
-            else:
-                answer = WholeAnswer()
-                generation = Generation(
-                    self._tier, request_id, resolved, serving.fingerprint, serving.eos_token_ids, deadline, account
-                )
-                async with aclosing(self._generate(generation, record, buffer=buffer)) as chunks:
-                    async for chunk in chunks:
-                        answer.take(chunk)
-                        record.chunk(len(chunk.token_ids))
-                        account.handed_over()
-                        yield chunk
-                self._conclude(generation, summary)
-                if self._cache.enabled and may_write(resolved):
-                    stored = answer.cached(summary.finish_reason, summary.usage)
-                    self._cache.fill(key, stored, resolved.cache_ttl_seconds)
+                    yield inference_pb2.TokenChunk(index=index, token_ids=cached.token_ids, text=cached.text)
+                    index += len(cached.token_ids)
+            account.enter(ledger_pb2.KIND_OVERHEAD)
+            assert flight.ending is not None, "a flight without an end raises"
+            _conclude(flight.ending, summary, mine=mine)
             yield record.complete()
 
     async def _understand(self, request: AnyRequest, serving: Serving, account: Account) -> ResolvedRequest:
@@ -193,54 +181,17 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         serving.require_worker()
         return resolved
 
-    async def _lookup(
-        self,
-        resolved: ResolvedRequest,
-        key: response_cache_pb2.CacheKey,
-        summary: inference_pb2.Summary,
-        account: Account,
-    ) -> response_cache_pb2.CachedAnswer | None:
-        """Ask the cache, if it may be asked; says in the summary what came of it."""
-        summary.cache_status = inference_pb2.CACHE_STATUS_BYPASS
-        answer = None
-        if self._cache.enabled and may_read(resolved):
-            summary.cache_status = inference_pb2.CACHE_STATUS_MISS
-            account.enter(ledger_pb2.KIND_NETWORK, ledger_pb2.HOP_CACHE)
-            found = await self._cache.lookup(key)
-            if found is not None:
-                account.book(ledger_pb2.HOP_CACHE, found.timing)
-            account.enter(ledger_pb2.KIND_OVERHEAD)
-            if found is not None and found.hit:
-                summary.cache_status = inference_pb2.CACHE_STATUS_HIT
-                answer = found.answer
-        if answer is None and resolved.cache_mode == inference_pb2.CACHE_MODE_ONLY:
-            raise NotFound("the answer is not in the response cache")
-        return answer
-
-    async def _generate(
-        self, generation: Generation, record: Record, *, buffer: bool
-    ) -> AsyncGenerator[inference_pb2.TokenChunk, None]:
-        """The generation's chunks, at the client's pace but never more than the buffer behind."""
-        source = _then_stall(generation, record)
-        if buffer:
-            async with buffered(source, self._settings.max_unsent_tokens) as unsent:
-                async for chunk in unsent:
-                    yield chunk
-        else:
-            async with aclosing(source):
-                async for chunk in source:
-                    yield chunk
-        record.account.enter(ledger_pb2.KIND_OVERHEAD)
-
-    def _conclude(self, generation: Generation, summary: inference_pb2.Summary) -> None:
-        finished = generation.finished
-        assert finished is not None, "a generation without an end raises"
-        summary.finish_reason = finished.finish_reason
-        summary.usage.CopyFrom(finished.usage)
-        summary.prefill_placement = finished.prefill_placement
-        summary.transport = finished.transport
-        summary.migrations = generation.migrations
-        summary.preemptions = finished.preemptions
+    def _board(self, record: Record, resolved: ResolvedRequest, serving: Serving) -> tuple[Flight, bool]:
+        """The flight that brings the answer, and whether it was started for this request."""
+        key = cache_key(resolved, serving.fingerprint, self._model.text_digest)
+        start = response_cache_pb2.JoinStart(key=key)
+        shared = digest(start) if self._means.cache.enabled and may_share(resolved) else None
+        flight = self._flights.boardable(shared) if shared is not None else None
+        if flight is not None:
+            record.coalesced(flight.request_id)
+            return flight, False
+        source = Answering(self._means, record, resolved, start, serving.fingerprint, serving.eos_token_ids)
+        return self._flights.launch(source.fly, record.request_id, shared), True
 
     @contextmanager
     def _trailers(self, record: Record, context: Context) -> Iterator[None]:
@@ -278,15 +229,18 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         return asyncio.get_running_loop().time() + (longest if left is None else min(left, longest))
 
 
-async def _then_stall(generation: Generation, record: Record) -> AsyncGenerator[inference_pb2.TokenChunk, None]:
-    """The chunks; once the worker is done, what is left of the request's time is the client's reading.
-
-    Before that a slow client costs nothing: the worker computes meanwhile.
-    """
-    try:
-        async with aclosing(generation.chunks()) as chunks:
-            async for chunk in chunks:
-                record.arrived(len(chunk.token_ids))
-                yield chunk
-    finally:
-        record.account.enter(ledger_pb2.KIND_STALL)  # a full buffer ends this too, and its error waits for the reader
+def _conclude(ending: Ending, summary: inference_pb2.Summary, *, mine: bool) -> None:
+    """Say how the answer ended; how it was generated is said to the one request it was generated for."""
+    summary.finish_reason = ending.finish_reason
+    summary.usage.CopyFrom(ending.usage)
+    if ending.stored:
+        summary.cache_entry = ending.cache_entry
+        if ending.cache_similarity is not None:
+            summary.cache_similarity = ending.cache_similarity
+    if mine or ending.stored:
+        summary.cache_status = ending.cache_status
+    if mine:
+        summary.prefill_placement = ending.prefill_placement
+        summary.transport = ending.transport
+        summary.migrations = ending.migrations
+        summary.preemptions = ending.preemptions

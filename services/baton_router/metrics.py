@@ -40,6 +40,11 @@ COMPLETION_TOKENS = Counter(
 )
 CACHE = Counter("baton_response_cache_total", "Finished requests by cache status", ["status"])
 CACHE_FAILURES = Counter("baton_response_cache_failures_total", "Cache calls that failed, by what failed", ["what"])
+CACHE_REPLICAS = Gauge("baton_response_cache_replicas", "Replicas of the cache service in this router's view")
+CACHE_REPLICAS_LEFT_ALONE = Gauge(
+    "baton_response_cache_replicas_left_alone", "Replicas of the cache service that do not answer and are left alone"
+)
+FLIGHTS = Gauge("baton_response_cache_flights", "Generations that equal requests may share, under way")
 MIGRATIONS = Counter("baton_migrations_total", "Times a request moved to another decode worker")
 LEDGER_SECONDS = Histogram(
     "baton_ledger_seconds",
@@ -61,9 +66,9 @@ RESIDUAL_SECONDS = Histogram(
 for _method in _METHODS:
     for _outcome in outcomes():
         REQUESTS.labels(_method, _outcome)
-for _status in ("bypass", "miss", "hit"):
+for _status in ("bypass", "miss", "hit", "coalesced", "semantic"):
     CACHE.labels(_status)
-for _what in ("lookup", "fill", "fill_dropped"):
+for _what in ("lookup", "join", "follow", "fill", "fill_dropped"):
     CACHE_FAILURES.labels(_what)
 
 

@@ -50,6 +50,12 @@ class Record:
         self.summary.usage.prompt_tokens = len(request.prompt_ids)
         tracing.set_call_attributes(_request_attributes(self.method, request, model))
 
+    def coalesced(self, request_id: str) -> None:
+        """It shares the generation of another request, and waits for it."""
+        self.summary.cache_status = inference_pb2.CACHE_STATUS_COALESCED
+        self.account.enter(ledger_pb2.KIND_QUEUE)
+        tracing.set_call_attributes({"baton.coalesced_with": request_id})
+
     def arrived(self, tokens: int) -> None:
         """A worker sent tokens. Told where they come in: behind the buffer their pace is the client's."""
         if not tokens:

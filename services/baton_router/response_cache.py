@@ -6,15 +6,18 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from hashlib import blake2b
 
 import grpc
 
 from baton.internal.v1 import response_cache_pb2, response_cache_pb2_grpc
-from baton.rpc.breaker import Breaker
 from baton.rpc.channel import ChannelPool
 from baton.telemetry import tracing
 from baton.v1 import inference_pb2, sampling_pb2
+from baton_router.flight import Flight
+from baton_router.join import CacheLost, Join
 from baton_router.metrics import CACHE_FAILURES
+from baton_router.replicas import Replica, Replicas
 from baton_router.validate import ResolvedRequest
 
 log = logging.getLogger(__name__)
@@ -23,18 +26,15 @@ _SERVICE = "baton.internal.v1.ResponseCache"
 FILL_SECONDS = 2.0
 MAX_FILLS = 64
 
-_READS = (inference_pb2.CACHE_MODE_USE, inference_pb2.CACHE_MODE_ONLY)
-_WRITES = (inference_pb2.CACHE_MODE_USE, inference_pb2.CACHE_MODE_REFRESH)
+
+def cacheable(request: ResolvedRequest) -> bool:
+    """Whether its answer is the same every time, and whole: it is deterministic, and starts from the beginning."""
+    return request.deterministic and not request.delivered
 
 
-def may_read(request: ResolvedRequest) -> bool:
-    """Whether a stored answer may be this request's: it is deterministic, allowed, and from the start."""
-    return request.deterministic and not request.delivered and request.cache_mode in _READS
-
-
-def may_write(request: ResolvedRequest) -> bool:
-    """Whether this request's answer may be stored."""
-    return request.deterministic and not request.delivered and request.cache_mode in _WRITES
+def may_share(request: ResolvedRequest) -> bool:
+    """Whether it may have the answer of an equal request, stored or in the making, and give its own to others."""
+    return cacheable(request) and request.cache_mode == inference_pb2.CACHE_MODE_USE
 
 
 def cache_key(
@@ -54,27 +54,31 @@ def cache_key(
     )
 
 
+def digest(question: response_cache_pb2.CacheKey | response_cache_pb2.JoinStart) -> bytes:
+    """32 bytes that stand for a question here, and choose its replica. Never kept: another version's may differ."""
+    return blake2b(question.SerializeToString(deterministic=True), digest_size=32).digest()
+
+
 class ResponseCache:
     """Client of the cache service.
 
     Args:
         channels: to the cache service.
-        target: its address; empty: there is none, and every lookup is a miss without a call.
+        replicas: of it.
         timeout: seconds a lookup may take.
     """
 
-    def __init__(self, channels: ChannelPool, target: str, timeout: float) -> None:
+    def __init__(self, channels: ChannelPool, replicas: Replicas, timeout: float) -> None:
         self._channels = channels
-        self._target = target
+        self._replicas = replicas
         self._timeout = timeout
-        self._breaker = Breaker(failures=3, pause_seconds=1.0)
         self._fills: asyncio.TaskGroup | None = None
         self._filling = 0
 
     @property
     def enabled(self) -> bool:
         """Whether there is a cache service."""
-        return bool(self._target)
+        return self._replicas.configured
 
     @asynccontextmanager
     async def filling(self) -> AsyncIterator[None]:
@@ -83,47 +87,75 @@ class ResponseCache:
             yield
         self._fills = None
 
-    async def lookup(self, key: response_cache_pb2.CacheKey) -> response_cache_pb2.LookupResponse | None:
+    async def lookup(self, request: response_cache_pb2.LookupRequest) -> response_cache_pb2.LookupResponse | None:
         """The cache's answer; None when it gave none in time."""
-        if not self._breaker.allows():
+        replica = self._replicas.choose(digest(request.key))
+        if replica is None:
             return None
         try:
-            async with self._channels.channel(self._target) as channel:
+            async with self._channels.channel(replica.target) as channel:
                 lookup = response_cache_pb2_grpc.ResponseCacheStub(channel).Lookup
-                request = response_cache_pb2.LookupRequest(key=key)
-                found = await tracing.call(f"{_SERVICE}/Lookup", lookup, request, self._timeout, self._target)
+                found = await tracing.call(f"{_SERVICE}/Lookup", lookup, request, self._timeout, replica.target)
         except grpc.aio.AioRpcError as error:
-            self._breaker.failed()
-            CACHE_FAILURES.labels("lookup").inc()
-            log.debug("lookup failed: %s", error.code().name)
+            _failed(replica, "lookup", error.code().name)
             return None
-        self._breaker.worked()
+        replica.answered()
         return found
 
-    def fill(
-        self,
-        key: response_cache_pb2.CacheKey,
-        answer: response_cache_pb2.CachedAnswer,
-        ttl_seconds: float | None,
-    ) -> None:
+    @asynccontextmanager
+    async def join(self, start: response_cache_pb2.JoinStart, flight: Flight) -> AsyncIterator[Join | None]:
+        """Take a seat among those who ask the same; None when the cache gave none in time. Leaving the block leaves
+        the seat.
+        """
+        replica = self._replicas.choose(digest(start.key))
+        if replica is None:
+            yield None
+            return
+        async with self._channels.channel(replica.target) as channel:
+            join = Join(flight, start)
+            stub = response_cache_pb2_grpc.ResponseCacheStub(channel).Join
+            call = tracing.call(f"{_SERVICE}/Join", stub, join.requests(), None, replica.target)
+            seated = False
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await join.take_seat(aiter(call))
+                replica.answered()
+                seated = True
+            except TimeoutError:
+                _failed(replica, "join", "too slow")
+            except (grpc.aio.AioRpcError, CacheLost) as error:
+                _failed(replica, "join", str(error))
+            try:
+                yield join if seated else None
+            finally:
+                join.close()
+                call.cancel()
+
+    def fill(self, request: response_cache_pb2.FillRequest) -> None:
         """Store a complete answer in the background. Dropped when too many are on their way."""
-        if self._fills is None or self._filling >= MAX_FILLS or not self._breaker.allows():
+        if self._fills is None or self._filling >= MAX_FILLS:
             CACHE_FAILURES.labels("fill_dropped").inc()
             return
-        request = response_cache_pb2.FillRequest(key=key, answer=answer)
-        if ttl_seconds is not None:
-            request.ttl.FromNanoseconds(int(ttl_seconds * 1e9))
         self._filling += 1
         self._fills.create_task(self._fill(request))
 
     async def _fill(self, request: response_cache_pb2.FillRequest) -> None:
         try:
-            async with self._channels.channel(self._target) as channel:
-                fill = response_cache_pb2_grpc.ResponseCacheStub(channel).Fill
-                await tracing.call(f"{_SERVICE}/Fill", fill, request, FILL_SECONDS, self._target)
-        except grpc.aio.AioRpcError as error:
-            self._breaker.failed()
-            CACHE_FAILURES.labels("fill").inc()
-            log.debug("fill failed: %s", error.code().name)
+            replica = self._replicas.choose(digest(request.key))
+            if replica is None:
+                CACHE_FAILURES.labels("fill_dropped").inc()
+                return
+            try:
+                async with self._channels.channel(replica.target) as channel:
+                    fill = response_cache_pb2_grpc.ResponseCacheStub(channel).Fill
+                    await tracing.call(f"{_SERVICE}/Fill", fill, request, FILL_SECONDS, replica.target)
+            except grpc.aio.AioRpcError as error:
+                _failed(replica, "fill", error.code().name)
         finally:
             self._filling -= 1
+
+
+def _failed(replica: Replica, what: str, how: str) -> None:
+    replica.failed()
+    CACHE_FAILURES.labels(what).inc()
+    log.debug("%s at %s failed: %s", what, replica.target, how)

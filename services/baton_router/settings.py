@@ -22,7 +22,9 @@ class RouterSettings(ServiceSettings):
         "", description="decode workers, comma separated: host:port, or dns:///name:port for every address of a name"
     )
     prefill_targets: str = Field("", description="prefill workers, as decode_targets; empty: decode computes prompts")
-    cache_target: str = Field("", description="cache service, host:port; empty: no response cache")
+    cache_target: str = Field(
+        "", description="replicas of the cache service, as decode_targets; empty: no response cache"
+    )
 
     max_prompt_bytes: int = Field(1024 * 1024, ge=1, description="longest prompt or conversation, bytes as sent")
     max_messages: int = Field(1024, ge=1, description="most messages of a conversation")
@@ -44,6 +46,9 @@ class RouterSettings(ServiceSettings):
     )
     resolve_seconds: float = Field(2.0, gt=0, description="how often dns:/// targets are resolved again")
     kept_records: int = Field(1000, ge=1, description="latest requests whose ledger is kept for `baton trace`")
+    follow_silence_seconds: float = Field(
+        30.0, gt=0, description="a request that shares another router's generation goes on alone after such a silence"
+    )
     cache_timeout_seconds: float = Field(0.025, gt=0, description="longest wait for the cache; after it: a miss")
 
     def served_name(self) -> str:

@@ -69,6 +69,8 @@ class ResolvedRequest:
     """Greedy, or the client chose the seed: asking again gives the same answer."""
     cache_mode: inference_pb2.CacheMode.ValueType
     cache_ttl_seconds: float | None
+    original_pace: bool
+    """A stored answer is streamed as it was generated."""
     priority: int
 
 
@@ -120,6 +122,7 @@ def resolve(request: AnyRequest, prompt_ids: list[int], limits: Limits, defaults
         deterministic=chosen_seed or sampling.temperature == 0,
         cache_mode=control.mode or inference_pb2.CACHE_MODE_USE,
         cache_ttl_seconds=control.ttl.ToNanoseconds() / 1e9 if control.HasField("ttl") else None,
+        original_pace=control.original_pace,
         priority=request.priority,
     )
 
@@ -247,7 +250,5 @@ def _check_cache_control(control: inference_pb2.CacheControl) -> None:
         raise InvalidArgument("cache_control.mode", "is no known mode")
     if control.semantic:
         raise InvalidArgument("cache_control.semantic", "is not served yet")
-    if control.original_pace:
-        raise InvalidArgument("cache_control.original_pace", "is not served yet")
     if control.HasField("ttl") and not MIN_TTL_SECONDS <= control.ttl.seconds <= MAX_TTL_SECONDS:
         raise InvalidArgument("cache_control.ttl", "must be 1 s to 30 days")

@@ -721,7 +721,7 @@ class CacheControl(_message.Message):
     semantic: _builtins.bool
     """Allow the answer of a similar question. Unset: false. Not served yet."""
     original_pace: _builtins.bool
-    """Stream a stored answer at the pace at which it was generated, not at once. Unset: false. Not served yet."""
+    """Stream a stored answer at the pace at which it was generated, not at once. Unset: false."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """How long a new entry may be served, 1 s to 30 days. Unset: the server's default."""

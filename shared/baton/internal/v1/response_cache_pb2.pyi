@@ -404,7 +404,7 @@ class JoinRequest(_message.Message):
 
     @_builtins.property
     def chunks(self) -> Global___JoinChunks:
-        """Chunks of the answer, while they are wanted; without a gap from the answer's beginning."""
+        """Chunks of the answer, while they are wanted: all from the beginning, or from where it stopped to be a follower."""
 
     @_builtins.property
     def done(self) -> Global___JoinDone:
@@ -440,9 +440,6 @@ class JoinStart(_message.Message):
 
     KEY_FIELD_NUMBER: _builtins.int
     QUESTION_FIELD_NUMBER: _builtins.int
-    DELIVERED_TOKENS_FIELD_NUMBER: _builtins.int
-    delivered_tokens: _builtins.int
-    """Tokens of the answer the caller has already: it lost the replica it got them from. Chunks follow from there."""
     @_builtins.property
     def key(self) -> Global___CacheKey:
         """What is asked."""
@@ -456,11 +453,10 @@ class JoinStart(_message.Message):
         *,
         key: Global___CacheKey | None = ...,
         question: Global___SemanticQuestion | None = ...,
-        delivered_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "question", b"question"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivered_tokens", b"delivered_tokens", "key", b"key", "question", b"question"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "question", b"question"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,220 @@
+"""Where one request's answer comes from: the source of its flight.
+
+1. A request that may share asks the cache for a seat. A hit is replayed. A follower takes the chunks of whoever leads.
+   A leader generates, lets others follow, and stores the answer.
+2. When the cache is silent, or goes away, the request is generated here, from where it is.
+3. A request that may only read looks the answer up; one that may only write generates and fills.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from baton.internal.v1 import response_cache_pb2
+from baton.rpc.errors import BatonError, DeadlineExceeded, NotFound
+from baton.v1 import inference_pb2, ledger_pb2
+from baton_router.flight import CachedChunk, Ending, Flight
+from baton_router.generation import Generation, Tier
+from baton_router.join import CacheLost, Join
+from baton_router.metrics import CACHE_FAILURES
+from baton_router.record import Record
+from baton_router.response_cache import ResponseCache, cacheable, may_share
+from baton_router.validate import ResolvedRequest
+
+MODE_ONLY = inference_pb2.CACHE_MODE_ONLY
+MODE_REFRESH = inference_pb2.CACHE_MODE_REFRESH
+HIT = inference_pb2.CACHE_STATUS_HIT
+MISS = inference_pb2.CACHE_STATUS_MISS
+BYPASS = inference_pb2.CACHE_STATUS_BYPASS
+COALESCED = inference_pb2.CACHE_STATUS_COALESCED
+SEMANTIC = inference_pb2.CACHE_STATUS_SEMANTIC
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What all requests share to get their answers."""
+
+    tier: Tier
+    cache: ResponseCache
+    max_request_seconds: float
+    follow_silence_seconds: float
+
+
+class Answering:
+    """Gets one answer.
+
+    Args:
+        means: to get it by.
+        record: of the request that started the flight; its account is charged, even after it left.
+        request: what to answer.
+        start: what the cache is asked.
+        fingerprint: of the model it was tokenized for.
+        eos_token_ids: of that model.
+    """
+
+    def __init__(
+        self,
+        means: Means,
+        record: Record,
+        request: ResolvedRequest,
+        start: response_cache_pb2.JoinStart,
+        fingerprint: str,
+        eos_token_ids: tuple[int, ...],
+    ) -> None:
+        self._means = means
+        self._record = record
+        self._account = record.account
+        self._request = request
+        self._start = start
+        self._fingerprint = fingerprint
+        self._eos_token_ids = eos_token_ids
+        self._poisonous = False
+        self.status: inference_pb2.CacheStatus.ValueType = BYPASS
+
+    async def fly(self, flight: Flight) -> None:
+        """Write the answer into the flight.
+
+        Raises:
+            BatonError: there will be none.
+        """
+        if self._means.cache.enabled and may_share(self._request):
+            await self._share(flight)
+        elif self._request.cache_mode == MODE_ONLY:
+            await self._look_up(flight)
+        else:
+            flight.land(await self._generate(flight))
+            if self._means.cache.enabled and cacheable(self._request) and self._request.cache_mode == MODE_REFRESH:
+                self._fill(flight)
+
+    async def _share(self, flight: Flight) -> None:
+        self._status(MISS)
+        self._account.enter(ledger_pb2.KIND_NETWORK, ledger_pb2.HOP_CACHE)
+        async with self._means.cache.join(self._start, flight) as join:
+            if join is None:
+                self._account.enter(ledger_pb2.KIND_OVERHEAD)
+                flight.land(await self._generate(flight))
+                return
+            self._account.book(ledger_pb2.HOP_CACHE, join.seat.lookup.timing)
+            self._account.enter(ledger_pb2.KIND_OVERHEAD)
+            if join.seat.role == response_cache_pb2.JOIN_ROLE_HIT:
+                self._replay(flight, join.seat.lookup)
+                await join.leave()
+            elif join.seat.role == response_cache_pb2.JOIN_ROLE_LEADER or not await self._follow(flight, join):
+                await self._lead(flight, join)
+
+    async def _follow(self, flight: Flight, join: Join) -> bool:
+        """Take another's chunks; whether that was the whole answer."""
+        self._status(COALESCED)
+        self._account.enter(ledger_pb2.KIND_QUEUE)
+        try:
+            end = await join.follow(self._means.follow_silence_seconds)
+        except CacheLost:
+            CACHE_FAILURES.labels("follow").inc()
+            end = None
+        if end is None:
+            return False
+        flight.land(Ending(end.finish_reason, end.usage, self.status))
+        await join.leave()
+        return True
+
+    async def _lead(self, flight: Flight, join: Join) -> None:
+        async with join.leading():
+            try:
+                flight.land(await self._generate(flight))
+            except BatonError as error:
+                if self._poisonous:
+                    flight.fail(error)  # its readers need not wait for the others
+                    await join.failed(error)
+                raise
+            try:
+                await join.done(self._answer(flight), self._request.cache_ttl_seconds)
+            except CacheLost:
+                CACHE_FAILURES.labels("fill").inc()
+                self._fill(flight)
+
+    async def _look_up(self, flight: Flight) -> None:
+        found = None
+        if self._means.cache.enabled and cacheable(self._request):
+            self._status(MISS)
+            self._account.enter(ledger_pb2.KIND_NETWORK, ledger_pb2.HOP_CACHE)
+            found = await self._means.cache.lookup(response_cache_pb2.LookupRequest(key=self._start.key))
+            if found is not None:
+                self._account.book(ledger_pb2.HOP_CACHE, found.timing)
+            self._account.enter(ledger_pb2.KIND_OVERHEAD)
+        if found is None or not found.hit:
+            raise NotFound("the answer is not in the response cache")
+        self._replay(flight, found)
+
+    def _replay(self, flight: Flight, found: response_cache_pb2.LookupResponse) -> None:
+        similar = found.HasField("similarity")
+        self._status(SEMANTIC if similar else HIT)
+        flight.replay(found.answer.chunks)
+        self._account.first_token()
+        flight.land(
+            Ending(
+                finish_reason=found.answer.finish_reason,
+                usage=found.answer.usage,
+                cache_status=self.status,
+                cache_similarity=found.similarity if similar else None,
+                cache_entry=found.entry,
+            )
+        )
+
+    async def _generate(self, flight: Flight) -> Ending:
+        """Have workers write the rest of the answer."""
+        while True:
+            deadline = flight.deadline() or asyncio.get_running_loop().time() + self._means.max_request_seconds
+            generation = Generation(
+                self._means.tier,
+                self._record.request_id,
+                replace(self._request, delivered=[*self._request.delivered, *flight.token_ids()]),
+                self._fingerprint,
+                self._eos_token_ids,
+                deadline,
+                self._account,
+            )
+            try:
+                async with aclosing(generation.tokens()) as messages:
+                    async for tokens in messages:
+                        self._record.arrived(len(tokens.token_ids))
+                        flight.push(
+                            CachedChunk(
+                                token_ids=tokens.token_ids, text=tokens.text, since_start_us=flight.since_start_us()
+                            )
+                        )
+            except DeadlineExceeded:
+                # The workers were told the deadline of who was there then; somebody more patient may have come.
+                if (flight.deadline() or deadline) <= deadline:
+                    raise
+                continue
+            finally:
+                self._poisonous = generation.poisonous
+            finished = generation.finished
+            assert finished is not None, "a generation without an end raises"
+            return Ending(
+                finish_reason=finished.finish_reason,
+                usage=finished.usage,
+                cache_status=self.status,
+                prefill_placement=finished.prefill_placement,
+                transport=finished.transport,
+                migrations=generation.migrations,
+                preemptions=finished.preemptions,
+            )
+
+    def _fill(self, flight: Flight) -> None:
+        request = response_cache_pb2.FillRequest(key=self._start.key, answer=self._answer(flight))
+        if self._request.cache_ttl_seconds is not None:
+            request.ttl.FromNanoseconds(int(self._request.cache_ttl_seconds * 1e9))
+        self._means.cache.fill(request)
+
+    def _answer(self, flight: Flight) -> response_cache_pb2.CachedAnswer:
+        assert flight.ending is not None
+        return response_cache_pb2.CachedAnswer(
+            chunks=flight.log.items, finish_reason=flight.ending.finish_reason, usage=flight.ending.usage
+        )
+
+    def _status(self, status: inference_pb2.CacheStatus.ValueType) -> None:
+        self.status = status
+        self._record.summary.cache_status = status
