@@ -9,11 +9,14 @@ from baton.internal.v1 import response_cache_pb2_grpc
 from baton.rpc.breaker import Breaker
 from baton.rpc.service import Runtime
 from baton_cache.answers import Answers
+from baton_cache.flights import Flights
 from baton_cache.key import Keys
 from baton_cache.names import Names
 from baton_cache.servicer import Lifetimes, ResponseCacheServicer
 from baton_cache.settings import CacheSettings
 from baton_cache.store import Store
+
+_IN_THE_MAKING = 4  # times the longest stored value: followers get answers that are too long to be stored, too
 
 
 @asynccontextmanager
@@ -25,9 +28,12 @@ async def build(settings: CacheSettings, runtime: Runtime) -> AsyncIterator[None
         settings.redis_connections,
         Breaker(settings.breaker_failures, settings.breaker_seconds),
     ) as store:
-        answers = Answers(store, Names(settings.key_prefix), settings.max_answer_bytes)
+        names = Names(settings.key_prefix)
+        answers = Answers(store, names, settings.max_answer_bytes)
+        flights = Flights(store, names, answers, settings.max_flights, _IN_THE_MAKING * settings.max_answer_bytes)
         lifetimes = Lifetimes(settings.default_ttl_seconds, settings.max_ttl_seconds)
-        servicer = ResponseCacheServicer(Keys(settings.secret()), answers, lifetimes)
+        servicer = ResponseCacheServicer(Keys(settings.secret()), answers, flights, lifetimes)
         response_cache_pb2_grpc.add_ResponseCacheServicer_to_server(servicer, runtime.server)
         runtime.register("baton.internal.v1.ResponseCache")
-        yield
+        async with flights.owned(runtime.draining):
+            yield

@@ -10,7 +10,9 @@ from baton_cache.key import has_unknown_fields
 _NS_PER_MS = 1_000_000
 
 
-def check_key(request: response_cache_pb2.LookupRequest | response_cache_pb2.FillRequest) -> None:
+def check_key(
+    request: response_cache_pb2.LookupRequest | response_cache_pb2.FillRequest | response_cache_pb2.JoinStart,
+) -> None:
     """A key says what it must.
 
     Raises:
@@ -48,7 +50,9 @@ def check_answer(answer: response_cache_pb2.CachedAnswer) -> None:
         raise InvalidArgument("answer.finish_reason", "must be set: only complete answers are stored")
 
 
-def ttl_ms(request: response_cache_pb2.FillRequest, default_seconds: float, most_seconds: float) -> int:
+def ttl_ms(
+    request: response_cache_pb2.FillRequest | response_cache_pb2.JoinDone, default_seconds: float, most_seconds: float
+) -> int:
     """Milliseconds an answer may be served, 1 to `most_seconds`.
 
     Raises:

@@ -12,13 +12,17 @@ LOOKUPS = Counter("baton_cache_lookups_total", "Lookups: hit, or why not", ["out
 FILLS = Counter("baton_cache_fills_total", "Fills: stored, or why not", ["outcome"])
 READ_BYTES = Counter("baton_cache_read_bytes_total", "Bytes of values read from Redis")
 WRITTEN_BYTES = Counter("baton_cache_written_bytes_total", "Bytes of values written to Redis")
+JOINS = Counter("baton_cache_joins_total", "Callers that share a generation, by what they were or became", ["role"])
+FLIGHTS = Gauge("baton_cache_flights", "Generations that callers share, under way")
 REDIS_SECONDS = Histogram(
     "baton_cache_redis_seconds", "Time of a Redis call, failed ones included", ["operation"], buckets=_SECONDS
 )
 REDIS_FAILURES = Counter("baton_cache_redis_failures_total", "Redis calls that failed, and how", ["operation", "how"])
 for _how in ("no_answer", "refused", "breaker_open"):
-    for _operation in ("get", "set", "remove", "ping"):
+    for _operation in ("get", "set", "remove", "ping", "claim", "hold", "release", "listen"):
         REDIS_FAILURES.labels(_operation, _how)  # a zero is a figure, no data is a question
+for _role in ("hit", "leader", "follower", "promoted", "dissolved"):
+    JOINS.labels(_role)
 for _outcome in ("hit", "absent", "store_failed", "corrupt"):
     LOOKUPS.labels(_outcome)
 for _outcome in ("stored", "too_large", "store_failed"):

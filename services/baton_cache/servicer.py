@@ -1,26 +1,33 @@
-"""The life of a lookup, and of a fill.
+"""The life of a lookup, of a fill, and of a call that joins others.
 
 1. The key is checked; one that lacks something is refused, one whose answers differ from time to time is a miss.
 2. Its digests are computed: the entry's name, and the proof that an entry is the right one.
 3. Redis is asked. Whatever goes wrong with it, this is a miss.
 4. What came is verified. What does not hold is removed, and is a miss too.
+5. After a miss, a caller that joins takes its seat in the flight that brings the answer (`flight.py`).
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import grpc
 
 from baton.internal.v1 import response_cache_pb2, response_cache_pb2_grpc
+from baton.rpc.errors import BatonError, FailedPrecondition, InvalidArgument
 from baton.rpc.interceptor import adopt_request_id
 from baton.telemetry.ledger import Timeline
 from baton.v1 import ledger_pb2
 from baton_cache.answers import Answers, Missing
 from baton_cache.checks import check_answer, check_key, ttl_ms, uncacheable
+from baton_cache.flight import Misbehaved, Seat
+from baton_cache.flights import Flights
 from baton_cache.key import Keys
-from baton_cache.metrics import LOOKUPS
+from baton_cache.metrics import JOINS, LOOKUPS
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -30,6 +37,9 @@ _OUTCOMES: Final = {
     response_cache_pb2.MISS_REASON_STORE_FAILED: "store_failed",
     response_cache_pb2.MISS_REASON_CORRUPT: "corrupt",
 }
+
+
+_START_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +56,14 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
     Args:
         keys: digests of keys.
         answers: what is stored.
+        flights: what is being generated.
         lifetimes: of an entry.
     """
 
-    def __init__(self, keys: Keys, answers: Answers, lifetimes: Lifetimes) -> None:
+    def __init__(self, keys: Keys, answers: Answers, flights: Flights, lifetimes: Lifetimes) -> None:
         self._keys = keys
         self._answers = answers
+        self._flights = flights
         self._lifetimes = lifetimes
 
     async def Lookup(
@@ -74,6 +86,63 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
         stored = await self._answers.keep(self._keys.digests(request.key), request.answer, ttl)
         return response_cache_pb2.FillResponse(stored=stored)
 
+    async def Join(
+        self, request_iterator: AsyncIterator[response_cache_pb2.JoinRequest], context: Context
+    ) -> AsyncGenerator[response_cache_pb2.JoinResponse, None]:
+        """Look an answer up, or share its generation."""
+        timeline = Timeline(ledger_pb2.HOP_CACHE, ledger_pb2.KIND_CACHE)
+        adopt_request_id(context)
+        start = await _receive_start(request_iterator)
+        check_key(start)
+        if (refusal := uncacheable(start.key)) is not None:
+            raise refusal
+        digest = self._keys.digests(start.key)
+        lookup = response_cache_pb2.LookupResponse(miss_reason=response_cache_pb2.MISS_REASON_ABSENT)
+        if self._flights.under_way(digest.name) is None:
+            lookup = await self._find(start.key, timeline)
+        if lookup.hit:
+            JOINS.labels("hit").inc()
+            seat = response_cache_pb2.JoinSeat(role=response_cache_pb2.JOIN_ROLE_HIT, lookup=lookup)
+            yield response_cache_pb2.JoinResponse(seat=seat)
+            return
+        flight = self._flights.under_way(digest.name) or self._flights.start(digest)
+        seat_here = flight.take_seat(partial(self._answers.keep, digest))
+        listening = asyncio.create_task(self._listen(request_iterator, seat_here))
+        try:
+            first = True
+            async for response in seat_here.responses():
+                if first:
+                    first = False
+                    lookup.timing.CopyFrom(timeline.timing())
+                    response.seat.lookup.CopyFrom(lookup)
+                yield response
+        finally:
+            seat_here.leave()
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+
+    async def _listen(self, requests: AsyncIterator[response_cache_pb2.JoinRequest], seat: Seat) -> None:
+        """Take what a leader says."""
+        try:
+            async for request in requests:
+                match request.WhichOneof("message"):
+                    case "chunks":
+                        seat.chunks(request.chunks)
+                    case "done":
+                        check_answer(request.done.answer)
+                        seat.done(
+                            request.done.answer,
+                            ttl_ms(request.done, self._lifetimes.default, self._lifetimes.longest),
+                        )
+                    case "failed":
+                        seat.failed(request.failed)
+                    case _:
+                        raise InvalidArgument("start", "came twice")
+        except Misbehaved as error:
+            seat.refuse(FailedPrecondition(str(error)))
+        except BatonError as error:
+            seat.refuse(error)
+
     async def _find(self, key: response_cache_pb2.CacheKey, timeline: Timeline) -> response_cache_pb2.LookupResponse:
         response = response_cache_pb2.LookupResponse(miss_reason=response_cache_pb2.MISS_REASON_ABSENT)
         if uncacheable(key) is None:
@@ -87,3 +156,14 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
         LOOKUPS.labels(_OUTCOMES[response.miss_reason]).inc()
         response.timing.CopyFrom(timeline.timing())
         return response
+
+
+async def _receive_start(requests: AsyncIterator[response_cache_pb2.JoinRequest]) -> response_cache_pb2.JoinStart:
+    try:
+        async with asyncio.timeout(_START_SECONDS):
+            first = await anext(requests, None)
+    except TimeoutError:
+        raise InvalidArgument("start", f"did not come within {_START_SECONDS:g} s") from None
+    if first is None or first.WhichOneof("message") != "start":
+        raise InvalidArgument("start", "must be the first message")
+    return first.start

@@ -36,6 +36,7 @@ class CacheSettings(ServiceSettings):
     key_secret_file: Path | None = Field(None, description="file with that secret")
     default_ttl_seconds: float = Field(24 * 3600.0, gt=0, description="how long an answer may be served by default")
     max_ttl_seconds: float = Field(30 * 24 * 3600.0, gt=0, description="how long an answer may be served at most")
+    max_flights: int = Field(4096, ge=1, description="generations shared at once; requests beyond are not coalesced")
     max_answer_bytes: int = Field(1024 * 1024, ge=1, description="largest value; larger ones are not stored")
 
     @field_validator("redis_url")

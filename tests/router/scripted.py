@@ -199,11 +199,16 @@ class ScriptedCache(response_cache_pb2_grpc.ResponseCacheServicer):
     async def Lookup(
         self, request: response_cache_pb2.LookupRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> response_cache_pb2.LookupResponse:
+        return await self._found(request.key, context)
+
+    async def _found(
+        self, key: response_cache_pb2.CacheKey, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> response_cache_pb2.LookupResponse:
         self.lookups += 1
         await asyncio.sleep(self.delay)
         if self.broken:
             await context.abort(grpc.StatusCode.INTERNAL, "scripted")
-        found = self.stored.get(request.key.SerializeToString(deterministic=True))
+        found = self.stored.get(key.SerializeToString(deterministic=True))
         timing = timing_pb2.HopTiming(
             total_ns=1000,
             entries=[timing_pb2.TimingEntry(hop=ledger_pb2.HOP_CACHE, kind=ledger_pb2.KIND_CACHE, duration_ns=900)],
@@ -219,3 +224,20 @@ class ScriptedCache(response_cache_pb2_grpc.ResponseCacheServicer):
             await context.abort(grpc.StatusCode.INTERNAL, "scripted")
         self.stored[request.key.SerializeToString(deterministic=True)] = request
         return response_cache_pb2.FillResponse(stored=True)
+
+    async def Join(
+        self,
+        request_iterator: AsyncIterator[response_cache_pb2.JoinRequest],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncGenerator[response_cache_pb2.JoinResponse, None]:
+        """Everyone leads."""
+        start = (await anext(request_iterator)).start
+        found = await self._found(start.key, context)
+        role = response_cache_pb2.JOIN_ROLE_HIT if found.hit else response_cache_pb2.JOIN_ROLE_LEADER
+        yield response_cache_pb2.JoinResponse(seat=response_cache_pb2.JoinSeat(role=role, lookup=found))
+        async for request in request_iterator:
+            assert request.WhichOneof("message") == "done", "nobody wanted the chunks"
+            fill = response_cache_pb2.FillRequest(key=start.key, answer=request.done.answer)
+            if request.done.HasField("ttl"):
+                fill.ttl.CopyFrom(request.done.ttl)
+            self.stored[start.key.SerializeToString(deterministic=True)] = fill

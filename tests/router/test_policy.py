@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import AsyncGenerator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.rpc.errors import BatonError, SlowReader, Unavailable
-from baton.v1 import inference_pb2
 from baton_router.placement import Candidate, order_prefill, pick_decode, prevailing_fingerprint
 from baton_router.targets import check_target
-from baton_router.unsent import buffered
 
 CANDIDATES = st.lists(
     st.builds(
@@ -68,48 +63,3 @@ def test_ties_are_broken_by_chance() -> None:
 def test_bad_targets_are_refused_at_start(target: str) -> None:
     with pytest.raises(ValueError, match="neither"):
         check_target(target)
-
-
-async def source(count: int, error: BatonError | None = None) -> AsyncGenerator[inference_pb2.TokenChunk, None]:
-    for i in range(count):
-        yield inference_pb2.TokenChunk(index=i, token_ids=[i])
-        await asyncio.sleep(0)
-    if error:
-        raise error
-
-
-async def test_buffer_passes_everything_on() -> None:
-    async with buffered(source(50), 100) as unsent:
-        assert [chunk.index async for chunk in unsent] == list(range(50))
-
-
-async def test_buffer_raises_after_what_came_before() -> None:
-    got = []
-    async with buffered(source(5, Unavailable("gone")), 100) as unsent:
-        with pytest.raises(Unavailable):  # noqa: PT012 the loop is the statement
-            async for chunk in unsent:
-                got.append(chunk.index)
-    assert got == list(range(5))
-
-
-async def test_buffer_is_bounded_and_closes_its_source() -> None:
-    closed = asyncio.Event()
-
-    async def endless() -> AsyncGenerator[inference_pb2.TokenChunk, None]:
-        try:
-            async for chunk in source(10**9):
-                yield chunk
-        finally:
-            closed.set()
-
-    async with buffered(endless(), 7) as unsent:
-        await asyncio.wait_for(closed.wait(), 2)
-        with pytest.raises(SlowReader):
-            await anext(aiter(unsent))
-
-
-async def test_leaving_the_buffer_ends_its_task() -> None:
-    before = asyncio.all_tasks()
-    async with buffered(source(10**9), 10**9) as unsent:
-        assert (await anext(aiter(unsent))).index == 0
-    assert asyncio.all_tasks() == before

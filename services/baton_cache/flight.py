@@ -1,0 +1,373 @@
+"""One generation that all who ask the same at the same time share: who leads, who follows, and what is known of it.
+
+The leader is one of the callers here, or somewhere behind another replica. When a leader goes without an end, the next
+caller leads. When nobody is left, the flight is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from baton.internal.v1 import response_cache_pb2
+from baton.rpc.errors import BatonError
+from baton.rpc.stream_log import StreamLog
+from baton_cache.metrics import JOINS
+from baton_cache.relay import Relay
+from baton_cache.store import StoreFailed
+
+log = logging.getLogger(__name__)
+
+CachedAnswer = response_cache_pb2.CachedAnswer
+CachedChunk = response_cache_pb2.CachedChunk
+JoinResponse = response_cache_pb2.JoinResponse
+Role = response_cache_pb2.JoinRole
+LEADER: Final = response_cache_pb2.JOIN_ROLE_LEADER
+FOLLOWER: Final = response_cache_pb2.JOIN_ROLE_FOLLOWER
+
+RENEW_SECONDS: Final = 0.25
+POLL_SECONDS: Final = 0.05
+
+Find = Callable[[], Awaitable[CachedAnswer | None]]
+"""Reads the stored answer."""
+Keep = Callable[[CachedAnswer, int], Awaitable[object]]
+"""Stores an answer for so many milliseconds."""
+
+
+class Misbehaved(Exception):
+    """A leader sent what does not fit."""
+
+
+class Seat:
+    """One caller in a flight.
+
+    Args:
+        flight: which.
+        keep: stores its answer, should it lead.
+    """
+
+    def __init__(self, flight: Flight, keep: Keep) -> None:
+        self._flight = flight
+        self.keep = keep
+        self._refused: BatonError | None = None
+
+    async def responses(self) -> AsyncGenerator[JoinResponse, None]:
+        """What the caller is told, to the end. The first is its seat."""
+        flight = self._flight
+        told: Role.ValueType | None = None
+        wanted = False
+        position = tokens = 0
+        while True:
+            if self._refused is not None:
+                raise self._refused
+            role = flight.role(self)
+            if told == FOLLOWER and position < len(flight.log.items):
+                batch = flight.log.items[position:]
+                yield JoinResponse(chunks=response_cache_pb2.JoinChunks(index=tokens, chunks=batch))
+                position += len(batch)
+                tokens += _tokens(batch)
+            elif role is not None and role != told and told != LEADER:
+                JOINS.labels("promoted" if told else _WORDS[role]).inc()
+                told = role
+                yield JoinResponse(seat=response_cache_pb2.JoinSeat(role=role))
+            elif told == FOLLOWER and flight.last_word is not None:
+                yield flight.last_word
+                return
+            elif told == LEADER and (flight.settled or flight.dissolved):
+                return
+            elif told == LEADER and flight.wanted != wanted:
+                wanted = flight.wanted
+                yield JoinResponse(interest=response_cache_pb2.JoinInterest(wanted=wanted))
+            elif flight.closed is not None:
+                raise flight.closed
+            else:
+                await flight.log.changed()
+
+    def chunks(self, chunks: response_cache_pb2.JoinChunks) -> None:
+        """From the leader.
+
+        Raises:
+            Misbehaved: it does not lead, or there is a gap.
+        """
+        self._require_lead()
+        self._flight.append(chunks)
+
+    def done(self, answer: CachedAnswer, ttl_ms: int) -> None:
+        """The leader's answer is complete.
+
+        Raises:
+            Misbehaved: it does not lead, or the answer is not the one it began.
+        """
+        self._require_lead()
+        self._flight.complete(answer)
+        self._flight.to_keep = (self, answer, ttl_ms)
+
+    def failed(self, failed: response_cache_pb2.JoinFailed) -> None:
+        """The leader failed, and so would everyone.
+
+        Raises:
+            Misbehaved: it does not lead.
+        """
+        self._require_lead()
+        self._flight.end(JoinResponse(failed=failed))
+
+    def refuse(self, error: BatonError) -> None:
+        """End the call with an error."""
+        self._refused = error
+        self._flight.log.notify()
+
+    def leave(self) -> None:
+        """The caller is gone."""
+        self._flight.leave(self)
+
+    def _require_lead(self) -> None:
+        if self._flight.leader is not self:
+            raise Misbehaved("this caller does not lead")
+
+
+class Flight:
+    """See above.
+
+    Args:
+        relay: to the other replicas.
+        find: reads the stored answer.
+        max_bytes: of an answer in the making; from there on everyone is alone.
+
+    Attributes:
+        log: chunks known here.
+        leader: whoever generates, if that is a caller of this replica.
+        last_word: what followers are told at the end; None: it has not come.
+        settled: whether nothing is left to do for it, storing included.
+        dissolved: whether everyone goes on alone.
+        closed: why this replica does no more for it.
+        to_keep: the answer that has to be stored, for so many milliseconds, and who brought it.
+    """
+
+    def __init__(self, relay: Relay, find: Find, max_bytes: int) -> None:
+        self._relay = relay
+        self._find = find
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._tokens = 0
+        self._seats: list[Seat] = []
+        self._led_elsewhere = False
+        self._wanted_elsewhere = False
+        self._leased = False
+        self._published = 0  # chunks, to other replicas
+        self.log: StreamLog[CachedChunk] = StreamLog()
+        self.leader: Seat | None = None
+        self.last_word: JoinResponse | None = None
+        self.settled = False
+        self.dissolved = False
+        self.closed: BatonError | None = None
+        self.to_keep: tuple[Seat, CachedAnswer, int] | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nobody is in it."""
+        return not self._seats
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody but the leader wants the chunks."""
+        return self._wanted_elsewhere or any(seat is not self.leader for seat in self._seats)
+
+    def take_seat(self, keep: Keep) -> Seat:
+        """One caller more."""
+        seat = Seat(self, keep)
+        self._seats.append(seat)
+        self.log.notify()
+        return seat
+
+    def leave(self, seat: Seat) -> None:
+        """One caller less."""
+        self._seats.remove(seat)
+        if self.leader is seat:
+            self.leader = None
+        self.log.notify()
+
+    def role(self, seat: Seat) -> Role.ValueType | None:
+        """What a caller is now; None: that is not known yet."""
+        if seat is self.leader or self.dissolved:
+            return LEADER
+        if self.leader is not None or self._led_elsewhere or self.last_word is not None:
+            return FOLLOWER
+        return None
+
+    def append(self, chunks: response_cache_pb2.JoinChunks) -> None:
+        """The next chunks.
+
+        Raises:
+            Misbehaved: they do not follow on what is there.
+        """
+        if chunks.index != self._tokens:
+            raise Misbehaved(f"token {chunks.index} instead of {self._tokens}")
+        self._bytes += chunks.ByteSize()
+        if self._bytes > self._max_bytes:
+            self.dissolve("the answer is too long")
+            return
+        self._tokens += _tokens(chunks.chunks)
+        self.log.extend(chunks.chunks)
+
+    def complete(self, answer: CachedAnswer) -> None:
+        """All of the answer.
+
+        Raises:
+            Misbehaved: it begins in another way than it did.
+        """
+        known = len(self.log.items)
+        if answer.chunks[:known] != self.log.items:
+            raise Misbehaved("the answer is not the one that was begun")
+        self.log.extend(answer.chunks[known:])
+        end = response_cache_pb2.JoinEnd(finish_reason=answer.finish_reason, usage=answer.usage)
+        self.end(JoinResponse(end=end))
+
+    def end(self, last_word: JoinResponse) -> None:
+        """Followers are told this after the last chunk."""
+        self.last_word = last_word
+        self.log.notify()
+
+    def dissolve(self, why: str) -> None:
+        """Everyone goes on alone."""
+        log.info("callers of one answer go on alone: %s", why)
+        JOINS.labels("dissolved").inc()
+        self.dissolved = True
+        self.log.notify()
+
+    def close(self, error: BatonError) -> None:
+        """Send everyone elsewhere, unless there is an end already."""
+        if self.last_word is None:
+            self.closed = error
+            self.log.notify()
+
+    async def run(self) -> None:
+        """Until it has ended, or nobody is in it."""
+        while True:
+            await self._round()
+            if self._leased:
+                self._leased = False
+                try:
+                    await self._relay.release()
+                except StoreFailed:
+                    log.debug("a lease was not given back: it will expire")
+            if self.last_word is not None or self.dissolved or not self._seats:
+                self.settled = True
+                self.log.notify()
+                return
+
+    async def _round(self) -> None:
+        """From asking who leads until that has to be asked again."""
+        try:
+            claim = await self._relay.claim()
+        except StoreFailed:  # then there is no other replica to share with
+            await self._led_here()
+            return
+        self._leased = claim.ours
+        if claim.answered and (answer := await self._find()) is not None:
+            self._finish(answer)
+        elif claim.ours:
+            await self._led_here()
+        else:
+            await self._follow()
+
+    async def _led_here(self) -> None:
+        """Callers lead, one after the other, until there is an end or nobody."""
+        renewed_at = asyncio.get_running_loop().time()
+        self._published = 0
+        while self._seats and self.last_word is None and not self.dissolved:
+            if self.leader is None:
+                self.leader = self._seats[0]
+                self.log.notify()
+            await self._changed(POLL_SECONDS if self._wanted_elsewhere else RENEW_SECONDS if self._leased else None)
+            now = asyncio.get_running_loop().time()
+            news = self._wanted_elsewhere and self._published < len(self.log.items)
+            if self._leased and (news or now >= renewed_at + RENEW_SECONDS):
+                renewed_at = now
+                await self._renew()
+        if self.to_keep is not None:
+            seat, answer, ttl_ms = self.to_keep
+            await seat.keep(answer, ttl_ms)
+        self.leader = None
+        self._wanted_elsewhere = False
+
+    async def _renew(self) -> None:
+        """Keep the lease, and pass chunks on if they are wanted."""
+        chunks = None
+        items = self.log.items[self._published :]
+        if self._wanted_elsewhere and items:
+            before = _tokens(self.log.items[: self._published])
+            chunks = response_cache_pb2.JoinChunks(index=before, chunks=items)
+        try:
+            held = await self._relay.hold(self._published, chunks)
+            if not held.ours:  # Redis was flushed, or did not hear from us for long
+                claim = await self._relay.claim()
+                self._published = 0
+                held_again = claim.ours
+                self._leased = held_again
+                return
+        except StoreFailed:
+            return  # the lease may expire; then another replica's callers lead too
+        if chunks is not None:
+            self._published += len(items)
+        if held.wanted != self._wanted_elsewhere:
+            self._wanted_elsewhere = held.wanted
+            self.log.notify()
+
+    async def _follow(self) -> None:
+        """A caller of another replica leads: read what it gets, until nobody leads any more."""
+        self._led_elsewhere = True
+        self.log.notify()
+        last = "0"
+        try:
+            while self._seats:
+                heard = await self._relay.listen(last)
+                last = heard.last
+                for position, chunks in heard.chunks:
+                    self._append_from(position, chunks)
+                if not heard.led:
+                    return
+                await asyncio.sleep(POLL_SECONDS)
+        except (StoreFailed, DecodeError, KeyError, ValueError) as error:
+            log.debug("another replica's generation is lost: %s", error)
+        except Misbehaved as error:
+            self.dissolve(str(error))
+        finally:
+            self._led_elsewhere = False
+
+    def _append_from(self, position: int, chunks: response_cache_pb2.JoinChunks) -> None:
+        """Those of the relayed chunks that are new here.
+
+        Raises:
+            Misbehaved: they do not fit to those that are not.
+        """
+        known = len(self.log.items) - position
+        if known < 0:
+            raise Misbehaved("chunks are missing")
+        new = chunks.chunks[known:]
+        if new:
+            self.append(response_cache_pb2.JoinChunks(index=chunks.index + _tokens(chunks.chunks[:known]), chunks=new))
+
+    def _finish(self, answer: CachedAnswer) -> None:
+        """It was stored in the meantime."""
+        try:
+            self.complete(answer)
+        except Misbehaved as error:
+            self.dissolve(str(error))
+
+    async def _changed(self, seconds: float | None) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self.log.changed()
+        except TimeoutError:
+            return
+
+
+_WORDS: Final = {LEADER: "leader", FOLLOWER: "follower"}
+
+
+def _tokens(chunks: Sequence[CachedChunk]) -> int:
+    return sum(len(chunk.token_ids) for chunk in chunks)

@@ -1,0 +1,95 @@
+"""All generations that callers of this replica share, and the tasks that look after them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from baton.internal.v1 import response_cache_pb2
+from baton.rpc.errors import Unavailable
+from baton.telemetry.ledger import Timeline
+from baton.v1 import ledger_pb2
+from baton_cache.answers import Answers, Missing
+from baton_cache.flight import Flight
+from baton_cache.key import KeyDigests
+from baton_cache.metrics import FLIGHTS
+from baton_cache.names import Names
+from baton_cache.relay import Relay
+from baton_cache.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class Flights:
+    """Flights by entry.
+
+    Args:
+        store: Redis, by which replicas know of each other's flights.
+        names: what things are called there.
+        answers: what is stored.
+        limit: flights at once; whoever would start one more is alone.
+        max_bytes: of an answer in the making.
+    """
+
+    def __init__(self, store: Store, names: Names, answers: Answers, limit: int, max_bytes: int) -> None:
+        self._store = store
+        self._names = names
+        self._answers = answers
+        self._limit = limit
+        self._max_bytes = max_bytes
+        self._flights: dict[str, Flight] = {}
+        self._group: asyncio.TaskGroup | None = None
+
+    @asynccontextmanager
+    async def owned(self, draining: asyncio.Event) -> AsyncIterator[None]:
+        """Own the flights for the length of the block. Once `draining` is set everyone is sent elsewhere."""
+        async with asyncio.TaskGroup() as self._group:
+            closing = self._group.create_task(self._close(draining))
+            try:
+                yield
+            finally:
+                closing.cancel()
+                for flight in self._flights.values():
+                    flight.close(Unavailable("this cache is stopping"))
+        self._group = None
+
+    def under_way(self, entry: str) -> Flight | None:
+        """The flight that brings an entry's answer."""
+        return self._flights.get(entry)
+
+    def start(self, digest: KeyDigests) -> Flight:
+        """A flight for an entry that has none. There may be none in Redis, but no await since was looked here."""
+        assert self._group is not None, "not open"
+        assert digest.name not in self._flights
+        relay = Relay(self._store, self._names, digest.name)
+
+        async def find() -> response_cache_pb2.CachedAnswer | None:
+            found = await self._answers.find(digest, Timeline(ledger_pb2.HOP_CACHE, ledger_pb2.KIND_CACHE))
+            return None if isinstance(found, Missing) else found
+
+        flight = Flight(relay, find, self._max_bytes)
+        if len(self._flights) >= self._limit:
+            flight.dissolve("there are too many flights")
+            return flight
+        self._flights[digest.name] = flight
+        FLIGHTS.set(len(self._flights))
+        self._group.create_task(self._look_after(flight, digest.name))
+        return flight
+
+    async def _look_after(self, flight: Flight, entry: str) -> None:
+        try:
+            await flight.run()
+        except Exception:
+            log.exception("a shared generation failed")
+            flight.dissolve("a defect")
+        finally:
+            del self._flights[entry]
+            FLIGHTS.set(len(self._flights))
+
+    async def _close(self, draining: asyncio.Event) -> None:
+        with suppress(asyncio.CancelledError):
+            await draining.wait()
+            for flight in self._flights.values():
+                flight.close(Unavailable("this cache is draining"))
