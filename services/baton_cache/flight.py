@@ -79,11 +79,11 @@ class Seat:
                 return
             elif told == LEADER and (flight.settled or flight.dissolved):
                 return
+            elif flight.closed is not None:
+                raise flight.closed
             elif told == LEADER and flight.wanted != wanted:
                 wanted = flight.wanted
                 yield JoinResponse(interest=response_cache_pb2.JoinInterest(wanted=wanted))
-            elif flight.closed is not None:
-                raise flight.closed
             else:
                 await flight.log.changed()
 

@@ -137,7 +137,11 @@ class Relay:
         async def run(redis: Redis) -> list[Any]:
             async with redis.pipeline(transaction=False) as pipeline:
                 commands(pipeline)
-                return await pipeline.execute()
+                results: list[Any] = await pipeline.execute(raise_on_error=False)
+            for result in results:
+                if isinstance(result, Exception):
+                    raise result  # as it is: the pipeline would put a text of its own before it
+            return results
 
         try:
             return await self._store.call(operation, self._lead, run)

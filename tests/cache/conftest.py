@@ -51,8 +51,9 @@ def an_answer(text: str = "fox", chunks: int = 3) -> response_cache_pb2.CachedAn
 class Cache:
     """A running cache service and a stub to it."""
 
-    def __init__(self, stub: response_cache_pb2_grpc.ResponseCacheAsyncStub, address: str) -> None:
+    def __init__(self, stub: response_cache_pb2_grpc.ResponseCacheAsyncStub, address: str, runtime: Runtime) -> None:
         self.stub = stub
+        self.runtime = runtime
         self.address = address
 
     async def lookup(self, key: response_cache_pb2.CacheKey) -> response_cache_pb2.LookupResponse:
@@ -81,12 +82,13 @@ async def running_cache(redis_url: str, **settings: object) -> AsyncIterator[Cac
     """Start a cache service."""
     server = grpc.aio.server(interceptors=[RimInterceptor()], options=SERVER_OPTIONS)
     given: dict[str, object] = {"redis_url": redis_url, "redis_timeout": PATIENT} | settings
-    async with build(CacheSettings(**given), Runtime("cache", server)):  # type: ignore[arg-type]
+    runtime = Runtime("cache", server)
+    async with build(CacheSettings(**given), runtime):  # type: ignore[arg-type]
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         address = f"127.0.0.1:{port}"
         async with grpc.aio.insecure_channel(address) as channel:
-            yield Cache(response_cache_pb2_grpc.ResponseCacheStub(channel), address)
+            yield Cache(response_cache_pb2_grpc.ResponseCacheStub(channel), address, runtime)
         await server.stop(0)
 
 
