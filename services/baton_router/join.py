@@ -44,6 +44,7 @@ class Join:
         self._wanted = False
         self._last_word: JoinRequest | None = None
         self._closed = False
+        self._stirred = asyncio.Event()  # there may be something to say
         self._over = asyncio.Event()
         self._taken = False  # our last word
         self.seat = response_cache_pb2.JoinSeat()
@@ -62,8 +63,11 @@ class Join:
                 return
             elif self._closed:
                 return
-            else:
+            elif self._wanted:
                 await answer.changed()
+            else:  # not woken by chunks: a leader whom nobody follows has nothing to do for them
+                self._stirred.clear()
+                await self._stirred.wait()
 
     async def take_seat(self, messages: AsyncIterator[JoinResponse]) -> None:
         """Read the first message.
@@ -148,12 +152,17 @@ class Join:
         """End our side, so that the task that writes it ends."""
         self._closed = True
         self._wanted = False
+        self._stir()
+
+    def _stir(self) -> None:
+        """Have `requests` look at what changed."""
+        self._stirred.set()
         self._flight.log.notify()
 
     async def _say(self, last_word: JoinRequest) -> None:
         """Say it and wait until the cache has ended the call."""
         self._last_word = last_word
-        self._flight.log.notify()
+        self._stir()
         try:
             async with asyncio.timeout(LAST_WORD_SECONDS):
                 await self._over.wait()
@@ -169,7 +178,7 @@ class Join:
             async for message in self._messages:
                 if message.WhichOneof("message") == "interest":
                     self._wanted = message.interest.wanted
-                    self._flight.log.notify()
+                    self._stir()
                     self._flight.wanted_elsewhere(self._wanted)
             self._taken = self._last_word is not None
         except grpc.aio.AioRpcError as error:
@@ -187,8 +196,7 @@ class Join:
         """
         if chunks.index != self._flight.tokens:
             raise CacheLost(f"token {chunks.index} instead of {self._flight.tokens}")
-        for chunk in chunks.chunks:
-            self._flight.push(chunk)
+        self._flight.catch_up(chunks.chunks)
         self._know(chunks.chunks)
 
     def _know(self, chunks: Sequence[response_cache_pb2.CachedChunk]) -> None:
