@@ -8,7 +8,7 @@ request reads from a flight; one that must not share has one of its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
@@ -58,7 +58,8 @@ class Reader:
     position: int = 0
     """Chunks it has read."""
     boarded_at: int = 0
-    """Chunks that were there when it boarded: not to have read those is not slow."""
+    """Chunks that were there when it boarded, or came at once while it was up to date: not to have read those is not
+    slow."""
     unread_tokens: int = 0
     """That came since. A chunk without any counts as one."""
     error: BatonError | None = None
@@ -127,13 +128,22 @@ class Flight:
         self.log.extend([chunk])
         self.tokens += len(chunk.token_ids)
         weight = _weight(chunk)
-        late = []
-        for reader in self._readers:
-            reader.unread_tokens += weight
-            if reader.limit is not None and reader.unread_tokens > reader.limit:
-                late.append(reader)
-        for reader in late:
-            self._refuse(reader, SlowReader(f"the client does not read: {reader.unread_tokens} tokens wait for it"))
+        for reader in list(self._readers):
+            self._wait_for(reader, weight)
+
+    def catch_up(self, chunks: Sequence[CachedChunk]) -> None:
+        """The next chunks, which were generated elsewhere and come at once, perhaps long after they were. A reader that
+        has read all there was is not late for these, however many; one that has not is as late as for any other.
+        """
+        before = len(self.log.items)
+        self.log.extend(chunks)
+        self.tokens += sum(len(chunk.token_ids) for chunk in chunks)
+        weight = sum(_weight(chunk) for chunk in chunks)
+        for reader in list(self._readers):
+            if reader.position >= before:
+                reader.boarded_at = len(self.log.items)
+            else:
+                self._wait_for(reader, weight)
 
     def replay(self, chunks: Iterable[CachedChunk]) -> None:
         """A whole stored answer. It is in memory in any case, so no reader is late for it."""
@@ -187,6 +197,12 @@ class Flight:
             self._end(error)
         finally:
             self._end(Unavailable("this router is stopping"))  # if it did not end before
+
+    def _wait_for(self, reader: Reader, weight: int) -> None:
+        """So many tokens more wait for it."""
+        reader.unread_tokens += weight
+        if reader.limit is not None and reader.unread_tokens > reader.limit:
+            self._refuse(reader, SlowReader(f"the client does not read: {reader.unread_tokens} tokens wait for it"))
 
     def _refuse(self, reader: Reader, error: BatonError) -> None:
         """It may not read on, and does not keep the flight going any more."""

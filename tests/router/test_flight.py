@@ -199,3 +199,20 @@ async def test_stopping_ends_all() -> None:
             await asyncio.sleep(0.01)
     await task
     assert [type(error) for error in failed] == [Unavailable]
+
+
+async def test_what_comes_at_once_is_slow_reading_only_for_who_is_behind(flights: Flights) -> None:
+    """A follower gets what a leader already has in one message."""
+
+    async def following(flight: Flight) -> None:
+        for first in range(0, 300, 100):
+            flight.catch_up([CachedChunk(token_ids=[first + i]) for i in range(100)])
+            await asyncio.sleep(0.01)
+        flight.land(an_ending())
+
+    flight = flights.launch(following, "r", KEY)
+    slow = reader(limit=7)
+    async with flight.reading(slow) as chunks:
+        assert await read(flight, reader(limit=7)) == list(range(300))
+        with pytest.raises(SlowReader):
+            await anext(chunks)
