@@ -95,6 +95,7 @@ class Answering:
             if join is None:
                 self._account.enter(ledger_pb2.KIND_OVERHEAD)
                 flight.land(await self._generate(flight))
+                self._fill(flight)  # it may have been slow only: the next one finds the answer
                 return
             self._account.book(ledger_pb2.HOP_CACHE, join.seat.lookup.timing)
             self._account.enter(ledger_pb2.KIND_OVERHEAD)

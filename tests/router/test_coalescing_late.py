@@ -30,3 +30,13 @@ async def test_far_behind_is_not_slow(router_model: Path, worker: ScriptedWorker
         assert tokens == EXPECTED
         assert summary.cache_status == inference_pb2.CACHE_STATUS_COALESCED
         await leader
+
+
+async def test_what_a_late_cache_missed_is_stored(router_model: Path, worker: ScriptedWorker) -> None:
+    async with ScriptedCache.running() as slow:
+        slow.delay = 5
+        async with running_router(router_model, decode_targets=worker.address, cache_target=slow.address) as router:
+            assert (await ask(router))[2].cache_status == inference_pb2.CACHE_STATUS_MISS
+            slow.delay = 0
+            await eventually(lambda: len(slow.stored) == 1)
+            assert (await ask(router))[2].cache_status == HIT
