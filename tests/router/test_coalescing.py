@@ -172,8 +172,9 @@ async def test_a_lost_leader_is_followed_without_a_seam(
         delivered = list(worker.requests[1].delivered_token_ids)
         assert delivered == EXPECTED[: len(delivered)]
         assert len(delivered) >= 2, "it went on from where the leader was"
-        worker.pause = 0
-        assert (await ask(heir))[2].cache_status == HIT, "the answer was stored whole"
+        # The summary does not wait until the answer is stored: the next one may still find the flight that brings it.
+        assert (await ask(heir))[0] == EXPECTED
+        assert len(worker.requests) == 2, "the answer was passed on or stored whole"
 
 
 async def test_a_lost_cache_is_not_noticed(
