@@ -36,6 +36,7 @@ SERVER_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 5000),
     ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.ping_timeout_ms", 2000),  # as above: without it a frozen caller holds its calls for a minute
     ("grpc.keepalive_permit_without_calls", 1),
 ]
 
