@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
-from typing import Final
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, Final
 
 import grpc
 
@@ -49,7 +49,17 @@ class Join:
         self._taken = False  # our last word
         self.seat = response_cache_pb2.JoinSeat()
 
-    async def requests(self) -> AsyncIterator[JoinRequest]:
+    async def speak(self, call: Any) -> None:
+        """Send `requests`. In a task of its own, to be cancelled: a write into a call that ended may wait for ever, and
+        gRPC's own task for an iterator of requests waits with it.
+        """
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # it ended: whoever reads it knows why
+            async with aclosing(self.requests()) as requests:
+                async for request in requests:
+                    await call.write(request)
+            await call.done_writing()
+
+    async def requests(self) -> AsyncGenerator[JoinRequest, None]:
         """What we say: start; as a leader the chunks while they are wanted, and the last word."""
         yield JoinRequest(start=self._start)
         answer = self._flight.log

@@ -114,22 +114,24 @@ class ResponseCache:
         async with self._channels.channel(replica.target) as channel:
             join = Join(flight, start)
             stub = response_cache_pb2_grpc.ResponseCacheStub(channel).Join
-            call = tracing.call(f"{_SERVICE}/Join", stub, join.requests(), None, replica.target)
+            call = tracing.call(f"{_SERVICE}/Join", stub, None, None, replica.target)
+            speaking = asyncio.create_task(join.speak(call))
             seated = False
             try:
-                async with asyncio.timeout(self._timeout):
-                    await join.take_seat(aiter(call))
-                replica.answered()
-                seated = True
-            except TimeoutError:
-                _failed(replica, "join", "too slow")
-            except (grpc.aio.AioRpcError, CacheLost) as error:
-                _failed(replica, "join", str(error))
-            try:
+                try:
+                    async with asyncio.timeout(self._timeout):
+                        await join.take_seat(aiter(call))
+                    replica.answered()
+                    seated = True
+                except TimeoutError:
+                    _failed(replica, "join", "too slow")
+                except (grpc.aio.AioRpcError, CacheLost) as error:
+                    _failed(replica, "join", str(error))
                 yield join if seated else None
             finally:
-                join.close()
                 call.cancel()
+                speaking.cancel()
+                await asyncio.wait([speaking])
 
     def fill(self, request: response_cache_pb2.FillRequest) -> None:
         """Store a complete answer in the background. Dropped when too many are on their way."""

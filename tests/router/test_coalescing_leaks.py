@@ -9,7 +9,12 @@ from pathlib import Path
 
 import grpc
 
+from baton.internal.v1 import response_cache_pb2
+from baton.rpc.channel import ChannelPool
 from baton.v1 import inference_pb2, sampling_pb2
+from baton_router.flight import Flight
+from baton_router.replicas import Replicas
+from baton_router.response_cache import ResponseCache
 from tests.cache.conftest import Cache
 from tests.router.conftest import Router, eventually
 from tests.router.scripted import ScriptedWorker
@@ -48,3 +53,26 @@ async def test_nothing_is_left(router_model: Path, worker: ScriptedWorker, cache
             return len(asyncio.all_tasks()) <= before + 2  # gRPC's own come and go
 
         await eventually(quiet, 10.0)
+
+
+async def test_a_dead_cache_leaves_nothing() -> None:
+    """Not even a task that nobody owns, which is noticed when it is collected."""
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(str(context["message"])))
+    rng = random.Random(7)
+
+    async def joins(channels: ChannelPool) -> None:
+        replicas = Replicas(["127.0.0.1:1"], resolve_every=60)
+        async with replicas.watched():
+            cache = ResponseCache(channels, replicas, timeout=rng.uniform(0.001, 0.02))
+            async with cache.join(response_cache_pb2.JoinStart(), Flight("r")) as join:
+                assert join is None
+
+    for _ in range(10):
+        channels = ChannelPool()
+        for _ in range(10):
+            await asyncio.gather(*(joins(channels) for _ in range(10)))
+            await asyncio.sleep(rng.uniform(0, 0.05))
+        await channels.close()
+        gc.collect()
+    assert complaints == []
