@@ -22,17 +22,18 @@ _IN_THE_MAKING = 4  # times the longest stored value: followers get answers that
 @asynccontextmanager
 async def build(settings: CacheSettings, runtime: Runtime) -> AsyncIterator[None]:
     """Connect to Redis if it is there, register the servicer; close the connections on exit."""
-    async with Store.connected(
-        settings.redis_url.get_secret_value(),
-        settings.redis_timeout,
-        settings.redis_connections,
-        Breaker(settings.breaker_failures, settings.breaker_seconds),
-    ) as store:
+    secret = settings.secret()
+    url, options = settings.redis()
+
+    def breaker() -> Breaker:
+        return Breaker(settings.breaker_failures, settings.breaker_seconds)
+
+    async with Store.connected(url, options, breaker, settings.of_sentinels()) as store:
         names = Names(settings.key_prefix)
         answers = Answers(store, names, settings.max_answer_bytes)
         flights = Flights(store, names, answers, settings.max_flights, _IN_THE_MAKING * settings.max_answer_bytes)
         lifetimes = Lifetimes(settings.default_ttl_seconds, settings.max_ttl_seconds)
-        servicer = ResponseCacheServicer(Keys(settings.secret()), answers, flights, lifetimes)
+        servicer = ResponseCacheServicer(Keys(secret), answers, flights, lifetimes)
         response_cache_pb2_grpc.add_ResponseCacheServicer_to_server(servicer, runtime.server)
         runtime.register("baton.internal.v1.ResponseCache")
         async with flights.owned(runtime.draining):

@@ -18,7 +18,7 @@ REDIS_SECONDS = Histogram(
     "baton_cache_redis_seconds", "Time of a Redis call, failed ones included", ["operation"], buckets=_SECONDS
 )
 REDIS_FAILURES = Counter("baton_cache_redis_failures_total", "Redis calls that failed, and how", ["operation", "how"])
-for _how in ("no_answer", "refused", "breaker_open"):
+for _how in ("no_answer", "refused", "breaker_open", "no_server", "moved"):
     for _operation in ("get", "set", "remove", "ping", "claim", "hold", "release", "listen"):
         REDIS_FAILURES.labels(_operation, _how)  # a zero is a figure, no data is a question
 for _role in ("hit", "leader", "follower", "promoted", "dissolved"):
@@ -27,4 +27,6 @@ for _outcome in ("hit", "absent", "store_failed", "corrupt"):
     LOOKUPS.labels(_outcome)
 for _outcome in ("stored", "too_large", "store_failed"):
     FILLS.labels(_outcome)
-BREAKER_OPEN = Gauge("baton_cache_breaker_open", "1 while Redis is left alone because it does not answer")
+BREAKER_OPEN = Gauge("baton_cache_breaker_open", "Redis servers left alone because they do not answer")
+BREAKER_OPENINGS = Counter("baton_cache_breaker_openings_total", "Times a Redis server began to be left alone")
+POOL_IN_USE = Gauge("baton_cache_redis_connections_in_use", "Connections to Redis with a call on them")

@@ -7,10 +7,11 @@ from typing import Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
-from redis.asyncio.connection import parse_url
 
 from baton.rpc.service import CannotStart
 from baton.rpc.settings import ServiceSettings
+from baton_cache.redis_client import ClientOptions, Credentials, tls_context
+from baton_cache.redis_url import RedisUrl, parse
 
 
 class CacheSettings(ServiceSettings):
@@ -21,12 +22,28 @@ class CacheSettings(ServiceSettings):
 
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
-        description="redis://, rediss:// or unix:// URL; with a password in it, better given as BATON_REDIS_URL",
+        description="redis://, rediss:// (TLS), unix://, redis+sentinel:// or redis+cluster:// URL; with a password in "
+        "it, better given as BATON_REDIS_URL",
+    )
+    redis_username: str = Field("", description="ACL user, where the URL has none")
+    redis_password: SecretStr = Field(
+        SecretStr(""), description="its password, where the URL has none; better given as BATON_REDIS_PASSWORD"
+    )
+    redis_password_file: Path | None = Field(None, description="file with that password")
+    redis_ca_file: Path | None = Field(
+        None, description="TLS: who may sign the server's certificate; else the system's"
+    )
+    redis_cert_file: Path | None = Field(None, description="TLS: our certificate, if the server asks for one")
+    redis_key_file: Path | None = Field(None, description="TLS: its key, if not in the same file")
+    redis_check_hostname: bool = Field(True, description="TLS: the server's certificate must be for its host's name")
+    sentinel_username: str = Field("", description="ACL user of the sentinels")
+    sentinel_password: SecretStr = Field(
+        SecretStr(""), description="password of the sentinels; better given as BATON_SENTINEL_PASSWORD"
     )
     redis_timeout: float = Field(
         0.02, gt=0, description="longest wait for Redis, seconds, connecting included; after it: a miss"
     )
-    redis_connections: int = Field(32, ge=1, description="most connections to Redis")
+    redis_connections: int = Field(32, ge=1, description="most connections to one Redis server")
     breaker_failures: int = Field(3, ge=1, description="calls in a row without an answer until Redis is left alone")
     breaker_seconds: float = Field(1.0, gt=0, description="how long Redis is left alone before it is tried again")
     key_prefix: str = Field("baton:", pattern="^[^{}]*$", description="what every name in Redis begins with")
@@ -42,17 +59,49 @@ class CacheSettings(ServiceSettings):
     @field_validator("redis_url")
     @classmethod
     def _is_redis_url(cls, url: SecretStr) -> SecretStr:
-        try:
-            parse_url(url.get_secret_value())
-        except ValueError:
-            raise ValueError("must be a redis://, rediss:// or unix:// URL") from None
+        parse(url.get_secret_value())
         return url
 
     @model_validator(mode="after")
-    def _one_secret(self) -> Self:
+    def _said_once(self) -> Self:
+        url = parse(self.redis_url.get_secret_value())
+        passwords = [url.password, self.redis_password.get_secret_value(), self.redis_password_file]
+        if sum(map(bool, passwords)) > 1:
+            raise ValueError("--redis-url, --redis-password, --redis-password-file: only one may give a password")
+        if url.username and self.redis_username:
+            raise ValueError("--redis-url, --redis-username: only one may give a user")
+        if self.redis_key_file is not None and self.redis_cert_file is None:
+            raise ValueError("--redis-key-file: needs --redis-cert-file")
+        if not url.tls and (self.redis_ca_file or self.redis_cert_file):
+            raise ValueError("--redis-ca-file, --redis-cert-file: need a rediss:// URL")
         if self.key_secret.get_secret_value() and self.key_secret_file is not None:
-            raise ValueError("--key-secret and --key-secret-file: give one of them")
+            raise ValueError("--key-secret, --key-secret-file: only one may give a secret")
         return self
+
+    def redis(self) -> tuple[RedisUrl, ClientOptions]:
+        """Where Redis is, and how it is reached.
+
+        Raises:
+            CannotStart: a file cannot be used.
+        """
+        url = parse(self.redis_url.get_secret_value())
+        password = url.password or self.redis_password.get_secret_value()
+        if self.redis_password_file is not None:
+            password = read_secret(self.redis_password_file, "--redis-password-file")
+        tls = None
+        if url.tls:
+            tls = tls_context(self.redis_ca_file, self.redis_cert_file, self.redis_key_file, self.redis_check_hostname)
+        return url, ClientOptions(
+            timeout=self.redis_timeout,
+            connections=self.redis_connections,
+            db=url.db,
+            credentials=Credentials(url.username or self.redis_username, password),
+            tls=tls,
+        )
+
+    def of_sentinels(self) -> Credentials:
+        """User and password of the sentinels."""
+        return Credentials(self.sentinel_username, self.sentinel_password.get_secret_value())
 
     def secret(self) -> bytes:
         """What names are keyed with; empty: nothing.

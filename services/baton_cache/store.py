@@ -7,21 +7,19 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Final, TypeVar
+from typing import TypeVar
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.asyncio import Redis
+from redis.exceptions import MovedError, ReadOnlyError, ResponseError
 
 from baton.rpc.breaker import Breaker
-from baton_cache.metrics import BREAKER_OPEN, REDIS_FAILURES, REDIS_SECONDS
+from baton_cache.finders import UNREACHABLE
+from baton_cache.metrics import BREAKER_OPEN, BREAKER_OPENINGS, POOL_IN_USE, REDIS_FAILURES, REDIS_SECONDS
+from baton_cache.redis_client import ClientOptions, Credentials
+from baton_cache.redis_url import Address, RedisUrl
+from baton_cache.servers import Server, Servers
 
 log = logging.getLogger(__name__)
-
-_CLOSE_SECONDS: Final = 1.0
-UNREACHABLE: Final = (RedisError, OSError, EOFError, TimeoutError)
-"""What a Redis that does not answer looks like."""
 
 ResultT = TypeVar("ResultT")
 
@@ -38,44 +36,37 @@ class Store:
     """Named values with a time to live.
 
     Args:
-        redis: client whose pool is bounded and whose calls are never retried.
+        servers: who holds them.
         timeout: seconds a call may take, connecting and waiting for a connection included.
-        breaker: decides whether Redis is asked at all.
     """
 
-    def __init__(self, redis: Redis, timeout: float, breaker: Breaker) -> None:
-        self._redis = redis
+    def __init__(self, servers: Servers, timeout: float) -> None:
+        self.servers = servers
         self._timeout = timeout
-        self._breaker = breaker
         self._last_refusal = ""
 
     @classmethod
     @asynccontextmanager
-    async def connected(cls, url: str, timeout: float, connections: int, breaker: Breaker) -> AsyncIterator[Store]:
-        """A store at a redis://, rediss:// or unix:// URL; its connections are closed at the end.
+    async def connected(
+        cls,
+        url: RedisUrl,
+        options: ClientOptions,
+        breaker: Callable[[], Breaker],
+        of_sentinels: Credentials = Credentials(),  # noqa: B008 it is frozen
+    ) -> AsyncIterator[Store]:
+        """A store at a URL; its connections are closed at the end.
 
         A Redis that is down is no error: it may come.
         """
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=connections,
-            timeout=timeout,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,  # with no name and version to tell, connecting takes no round trip unless there is a password
-            driver_info=None,
-        )
-        redis = Redis.from_pool(pool)
-        store = cls(redis, timeout, breaker)
-        with suppress(StoreFailed):
-            await store.call("ping", "", lambda redis: redis.ping())
-        try:
-            yield store
-        finally:
-            with suppress(*UNREACHABLE):
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    await redis.aclose()
+        async with Servers.at(url, options, breaker, of_sentinels) as servers:
+            store = cls(servers, options.timeout)
+            POOL_IN_USE.set_function(store._connections_in_use)
+            with suppress(StoreFailed):
+                await store.call("ping", "", lambda redis: redis.ping())
+            try:
+                yield store
+            finally:
+                POOL_IN_USE.set_function(lambda: 0)
 
     async def get(self, name: str) -> bytes | None:
         """The value of a name; None: there is none.
@@ -117,46 +108,80 @@ class Store:
             StoreFailed: it is not known whether it was done.
             NotAValue: something of another type is there.
         """
-        if not self._breaker.allows():
-            REDIS_FAILURES.labels(operation, "breaker_open").inc()
-            raise StoreFailed("not asked: the breaker is open")
+        server = self.servers.of(name)
+        if server is None:
+            REDIS_FAILURES.labels(operation, "no_server").inc()
+            raise StoreFailed("nobody knows the server")
         began = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout):
-                result = await command(self._redis)
+                return await self._ask(server, operation, command, moved_before=False)
+        except TimeoutError as error:
+            self._did_not_answer(server, operation, error)
+            raise StoreFailed("no answer in time") from error
+        finally:
+            REDIS_SECONDS.labels(operation).observe(time.perf_counter() - began)
+
+    async def _ask(
+        self, server: Server, operation: str, command: Callable[[Redis], Awaitable[ResultT]], moved_before: bool
+    ) -> ResultT:
+        if not server.breaker.allows():
+            REDIS_FAILURES.labels(operation, "breaker_open").inc()
+            raise StoreFailed("not asked: the breaker is open")
+        try:
+            result = await command(server.client)
+        except TimeoutError:
+            raise  # ours: the same for all that is done in a call
+        except MovedError as error:
+            self._answered(server)
+            self.servers.suspect()
+            owner = self.servers.at_address(Address(error.host or server.address.host, error.port))
+            if owner is None or moved_before:
+                REDIS_FAILURES.labels(operation, "moved").inc()
+                raise StoreFailed("moved") from error
+            return await self._ask(owner, operation, command, moved_before=True)
         except ResponseError as error:
-            self._answered()  # what it says is about this command, not about the next one
+            self._answered(server)  # what it says is about this command, not about the next one
             if str(error).startswith("WRONGTYPE"):
                 raise NotAValue from None
+            if isinstance(error, ReadOnlyError):
+                self.servers.suspect()  # it was the master
             REDIS_FAILURES.labels(operation, "refused").inc()
             self._refused(operation, error)
             raise StoreFailed("refused") from error
         except UNREACHABLE as error:
-            self._did_not_answer(error)
-            REDIS_FAILURES.labels(operation, "no_answer").inc()
+            self._did_not_answer(server, operation, error)
             raise StoreFailed("no answer") from error
-        finally:
-            REDIS_SECONDS.labels(operation).observe(time.perf_counter() - began)
-        self._answered()
+        self._answered(server)
         return result
 
-    def _answered(self) -> None:
-        if self._breaker.open:
+    def _connections_in_use(self) -> int:
+        return sum(server.client.connection_pool.get_connection_count()[1][0] for server in self.servers.all())
+
+    def _answered(self, server: Server) -> None:
+        was_open = server.breaker.open
+        server.breaker.worked()
+        if was_open:
             log.info("Redis answers again")
-            BREAKER_OPEN.set(0)
-        self._breaker.worked()
+            self._count_open()
 
     def _refused(self, operation: str, error: ResponseError) -> None:
-        # The first word is Redis' code for it (OOM, READONLY, NOAUTH, DENIED); the rest may quote what was sent.
-        code = str(error).partition(" ")[0][:32]
+        # Redis' code for it (OOM, READONLY, NOPERM) alone: the rest may quote what was sent.
+        code = error.status_code or str(error).partition(" ")[0][:32]
         if code != self._last_refusal:
             self._last_refusal = code
             log.warning("Redis refuses to %s: %s", operation, code)
 
-    def _did_not_answer(self, error: Exception) -> None:
-        was_open = self._breaker.open
-        self._breaker.failed()
-        if self._breaker.open and not was_open:
+    def _did_not_answer(self, server: Server, operation: str, error: Exception) -> None:
+        REDIS_FAILURES.labels(operation, "no_answer").inc()
+        self.servers.suspect()
+        was_open = server.breaker.open
+        server.breaker.failed()
+        if server.breaker.open and not was_open:
             # The type alone: the text of an error may quote the URL.
             log.warning("Redis does not answer: every lookup is a miss", extra={"error": type(error).__name__})
-            BREAKER_OPEN.set(1)
+            BREAKER_OPENINGS.inc()
+            self._count_open()
+
+    def _count_open(self) -> None:
+        BREAKER_OPEN.set(sum(server.breaker.open for server in self.servers.all()))
