@@ -130,7 +130,7 @@ class ClusterServers:
 
 async def _answers(questions: Iterable[Coroutine[Any, Any, Layout]]) -> AsyncIterator[Layout]:
     """Answers as they come; those that fail are left out, those that are not waited for are given up."""
-    tasks = [asyncio.create_task(question) for question in questions]
+    tasks = [asyncio.create_task(_in_time(question)) for question in questions]
     try:
         for next_one in asyncio.as_completed(tasks):
             with suppress(ValueError, *UNREACHABLE):
@@ -139,6 +139,11 @@ async def _answers(questions: Iterable[Coroutine[Any, Any, Layout]]) -> AsyncIte
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _in_time(question: Coroutine[Any, Any, Layout]) -> Layout:
+    async with asyncio.timeout(_ANSWER_SECONDS):
+        return await question
 
 
 async def close_all(clients: Iterable[Redis]) -> None:

@@ -50,7 +50,7 @@ class ClientOptions:
     """How connections are made."""
 
     timeout: float
-    """Seconds for connecting, and for every answer."""
+    """Seconds for connecting. Answers are bounded by who asks, with `asyncio.timeout`."""
     connections: int
     """Most connections to one server."""
     db: int = 0
@@ -62,7 +62,7 @@ class ClientOptions:
         pool = BlockingConnectionPool(
             connection_class=self._connection_class(address),
             max_connections=self.connections,
-            timeout=self.timeout,
+            timeout=None,
             # with no name and version to tell, connecting takes no round trip unless there is a password
             **self._connection_arguments(address, protocol=2),
         )
@@ -86,7 +86,9 @@ class ClientOptions:
             "db": self.db,
             "username": self.credentials.username or None,
             "password": self.credentials.password or None,
-            "socket_timeout": self.timeout,
+            # In redis-py this is an `asyncio.wait_for`, which on Python 3.11 can swallow the cancellation that ends a
+            # call, and then the call waits a second time.
+            "socket_timeout": None,
             "socket_connect_timeout": self.timeout,
             "retry": Retry(NoBackoff(), 0),
             "protocol": protocol,
