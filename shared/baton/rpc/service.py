@@ -75,7 +75,8 @@ def main(name: str, settings_class: type[SettingsT], build: Build[SettingsT], ar
     except ValidationError as error:
         for wrong in error.errors():
             option = "-".join(str(part) for part in wrong["loc"]).replace("_", "-")
-            print(f"error: --{option}: {wrong['msg']}", file=sys.stderr)
+            # What is wrong with several together names them itself.
+            print(f"error: --{option}: {wrong['msg']}" if option else f"error: {wrong['msg']}", file=sys.stderr)
         return 2
     logs.configure(name, settings.log_level)
     return asyncio.run(_run(name, settings, build))
