@@ -17,8 +17,8 @@ from baton_cache.layout import Layout, of_cluster_slots, of_sentinel
 from baton_cache.redis_client import ClientOptions, Credentials
 from baton_cache.redis_url import Address
 
-UNREACHABLE: Final = (RedisError, OSError, EOFError, TimeoutError)
-"""What a Redis that does not answer looks like."""
+UNREACHABLE: Final = (RedisError, OSError, EOFError, TimeoutError, ValueError)
+"""What a Redis that does not answer looks like; the last: one that does not speak its own language."""
 
 _ANSWER_SECONDS: Final = 0.5
 """How long one is waited for: nobody's call waits with us."""
@@ -133,7 +133,7 @@ async def _answers(questions: Iterable[Coroutine[Any, Any, Layout]]) -> AsyncIte
     tasks = [asyncio.create_task(_in_time(question)) for question in questions]
     try:
         for next_one in asyncio.as_completed(tasks):
-            with suppress(ValueError, *UNREACHABLE):
+            with suppress(*UNREACHABLE):
                 yield await next_one
     finally:
         for task in tasks:

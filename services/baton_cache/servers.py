@@ -70,18 +70,19 @@ class Servers:
         elif url.mode is Mode.CLUSTER:
             finder = ClusterServers(url.addresses, options)
         servers = cls(options, breaker, finder)
-        if finder is None:
-            await servers._install(Layout.of_one(url.addresses[0]))
-            following = None
-        else:
-            await servers._find(finder)
-            following = asyncio.create_task(servers._follow(finder))
         try:
-            yield servers
+            if finder is None:
+                await servers._install(Layout.of_one(url.addresses[0]))
+                yield servers
+            else:
+                await servers._find(finder)
+                async with asyncio.TaskGroup() as group:
+                    following = group.create_task(servers._follow(finder))
+                    try:
+                        yield servers
+                    finally:
+                        following.cancel()
         finally:
-            if following is not None:
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
             if finder is not None:
                 await finder.close()
             await close_all([server.client for server in servers.all()])

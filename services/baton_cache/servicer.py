@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from functools import partial
@@ -49,6 +50,10 @@ class Lifetimes:
     default: float
     longest: float
 
+    def draw(self, request: response_cache_pb2.FillRequest | response_cache_pb2.JoinDone) -> int:
+        """Milliseconds that an answer may be served."""
+        return ttl_ms(request, self.default, self.longest, random.random())
+
 
 class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
     """The cache's API.
@@ -82,7 +87,7 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
         if (refusal := uncacheable(request.key)) is not None:
             raise refusal
         check_answer(request.answer)
-        ttl = ttl_ms(request, self._lifetimes.default, self._lifetimes.longest)
+        ttl = self._lifetimes.draw(request)
         stored = await self._answers.keep(self._keys.digests(request.key), request.answer, ttl)
         return response_cache_pb2.FillResponse(stored=stored)
 
@@ -130,10 +135,7 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
                         seat.chunks(request.chunks)
                     case "done":
                         check_answer(request.done.answer)
-                        seat.done(
-                            request.done.answer,
-                            ttl_ms(request.done, self._lifetimes.default, self._lifetimes.longest),
-                        )
+                        seat.done(request.done.answer, self._lifetimes.draw(request.done))
                     case "failed":
                         seat.failed(request.failed)
                     case _:

@@ -54,7 +54,16 @@ class CacheSettings(ServiceSettings):
     default_ttl_seconds: float = Field(24 * 3600.0, gt=0, description="how long an answer may be served by default")
     max_ttl_seconds: float = Field(30 * 24 * 3600.0, gt=0, description="how long an answer may be served at most")
     max_flights: int = Field(4096, ge=1, description="generations shared at once; requests beyond are not coalesced")
-    max_answer_bytes: int = Field(1024 * 1024, ge=1, description="largest value; larger ones are not stored")
+    max_answer_bytes: int = Field(1024 * 1024, ge=1, description="largest answer; larger ones are not stored")
+    local_bytes: int = Field(
+        32 * 1024 * 1024, ge=0, description="what copies of entries in this process may take; 0: none are held"
+    )
+    local_entries: int = Field(4096, ge=1, description="most copies of entries in this process")
+    local_ping_seconds: float = Field(
+        0.5,
+        gt=0,
+        description="silence of Redis until it is asked whether it still tells of changes, and for its answer",
+    )
 
     @field_validator("redis_url")
     @classmethod

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import MovedError, ReadOnlyError, ResponseError
@@ -23,6 +25,9 @@ log = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
+_ABSENT: Final = -2
+"""What PTTL says of a name that is not there."""
+
 
 class StoreFailed(Exception):
     """Redis did not answer in time, refused, or was not asked because it did not answer before."""
@@ -30,6 +35,14 @@ class StoreFailed(Exception):
 
 class NotAValue(Exception):
     """Under this name lies something that is no string, so nothing of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A value, and how much longer it may be served."""
+
+    value: bytes
+    ttl_seconds: float
 
 
 class Store:
@@ -68,16 +81,24 @@ class Store:
             finally:
                 POOL_IN_USE.set_function(lambda: 0)
 
-    async def get(self, name: str) -> bytes | None:
-        """The value of a name; None: there is none.
+    async def get(self, name: str, most_bytes: int) -> Read | None:
+        """The value of a name; None: there is none. Of a longer one, `most_bytes` and one more.
 
         Raises:
             StoreFailed: not known.
             NotAValue: something else is there.
         """
-        value = await self.call("get", name, lambda redis: redis.get(name))
-        assert not isinstance(value, str)  # responses are not decoded
-        return value
+
+        async def command(redis: Redis) -> list[Any]:
+            async with redis.pipeline(transaction=False) as pipeline:
+                pipeline.getrange(name, 0, most_bytes)  # like GET, but no more is allocated, whatever is there
+                pipeline.pttl(name)
+                return await pipeline.execute()
+
+        value, ttl_ms = await self.call("get", name, command)
+        if not isinstance(value, bytes) or not isinstance(ttl_ms, int):
+            raise StoreFailed("nonsense")
+        return None if ttl_ms == _ABSENT else Read(value, math.inf if ttl_ms < 0 else ttl_ms / 1000)
 
     async def set(self, name: str, value: bytes, ttl_ms: int) -> None:
         """Store a value.
@@ -142,7 +163,7 @@ class Store:
             return await self._ask(owner, operation, command, moved_before=True)
         except ResponseError as error:
             self._answered(server)  # what it says is about this command, not about the next one
-            if str(error).startswith("WRONGTYPE"):
+            if "WRONGTYPE" in str(error):  # a pipeline writes in front of it
                 raise NotAValue from None
             if isinstance(error, ReadOnlyError):
                 self.servers.suspect()  # it was the master

@@ -79,9 +79,9 @@ class Cache:
 
 @contextlib.asynccontextmanager
 async def running_cache(redis_url: str, **settings: object) -> AsyncIterator[Cache]:
-    """Start a cache service."""
+    """Start a cache service; without a local tier: what a test does to Redis is seen at once."""
     server = grpc.aio.server(interceptors=[RimInterceptor()], options=SERVER_OPTIONS)
-    given: dict[str, object] = {"redis_url": redis_url, "redis_timeout": PATIENT} | settings
+    given: dict[str, object] = {"redis_url": redis_url, "redis_timeout": PATIENT, "local_bytes": 0} | settings
     runtime = Runtime("cache", server)
     async with build(CacheSettings(**given), runtime):  # type: ignore[arg-type]
         port = server.add_insecure_port("127.0.0.1:0")

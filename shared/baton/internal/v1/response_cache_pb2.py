@@ -27,17 +27,19 @@ from baton.v1 import sampling_pb2 as baton_dot_v1_dot_sampling__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&baton/internal/v1/response_cache.proto\x12\x11\x62\x61ton.internal.v1\x1a\x1e\x62\x61ton/internal/v1/timing.proto\x1a\x17\x62\x61ton/v1/sampling.proto\x1a\x1egoogle/protobuf/duration.proto\"\x89\x01\n\x08\x43\x61\x63heKey\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x13\n\x0btext_digest\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12*\n\x08sampling\x18\x05 \x01(\x0b\x32\x18.baton.v1.SamplingParams\"1\n\x10SemanticQuestion\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontext\x18\x02 \x01(\x0c\"p\n\rLookupRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.baton.internal.v1.CacheKey\x12\x35\n\x08question\x18\x02 \x01(\x0b\x32#.baton.internal.v1.SemanticQuestion\"\xe7\x01\n\x0eLookupResponse\x12\x0b\n\x03hit\x18\x01 \x01(\x08\x12/\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x1f.baton.internal.v1.CachedAnswer\x12\x32\n\x0bmiss_reason\x18\x03 \x01(\x0e\x32\x1d.baton.internal.v1.MissReason\x12,\n\x06timing\x18\x04 \x01(\x0b\x32\x1c.baton.internal.v1.HopTiming\x12\x17\n\nsimilarity\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05\x65ntry\x18\x06 \x01(\tB\r\n\x0b_similarity\"\x8d\x01\n\x0c\x43\x61\x63hedAnswer\x12.\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x1e.baton.internal.v1.CachedChunk\x12-\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x1e\n\x05usage\x18\x03 \x01(\x0b\x32\x0f.baton.v1.Usage\"F\n\x0b\x43\x61\x63hedChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x16\n\x0esince_start_us\x18\x03 \x01(\x04\"T\n\x0bStoredValue\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x12\n\nkey_digest\x18\x02 \x01(\x0c\x12\x0e\n\x06\x61nswer\x18\x03 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x04 \x01(\x06\"\xc7\x01\n\x0b\x46illRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.baton.internal.v1.CacheKey\x12/\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x1f.baton.internal.v1.CachedAnswer\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x08question\x18\x04 \x01(\x0b\x32#.baton.internal.v1.SemanticQuestion\"\x1e\n\x0c\x46illResponse\x12\x0e\n\x06stored\x18\x01 \x01(\x08\"\xd6\x01\n\x0bJoinRequest\x12-\n\x05start\x18\x01 \x01(\x0b\x32\x1c.baton.internal.v1.JoinStartH\x00\x12/\n\x06\x63hunks\x18\x02 \x01(\x0b\x32\x1d.baton.internal.v1.JoinChunksH\x00\x12+\n\x04\x64one\x18\x03 \x01(\x0b\x32\x1b.baton.internal.v1.JoinDoneH\x00\x12/\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x1d.baton.internal.v1.JoinFailedH\x00\x42\t\n\x07message\"l\n\tJoinStart\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.baton.internal.v1.CacheKey\x12\x35\n\x08question\x18\x02 \x01(\x0b\x32#.baton.internal.v1.SemanticQuestion\"K\n\nJoinChunks\x12\r\n\x05index\x18\x01 \x01(\r\x12.\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x1e.baton.internal.v1.CachedChunk\"c\n\x08JoinDone\x12/\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x1f.baton.internal.v1.CachedAnswer\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"-\n\nJoinFailed\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x88\x02\n\x0cJoinResponse\x12+\n\x04seat\x18\x01 \x01(\x0b\x32\x1b.baton.internal.v1.JoinSeatH\x00\x12\x33\n\x08interest\x18\x02 \x01(\x0b\x32\x1f.baton.internal.v1.JoinInterestH\x00\x12/\n\x06\x63hunks\x18\x03 \x01(\x0b\x32\x1d.baton.internal.v1.JoinChunksH\x00\x12)\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x1a.baton.internal.v1.JoinEndH\x00\x12/\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x1d.baton.internal.v1.JoinFailedH\x00\x42\t\n\x07message\"h\n\x08JoinSeat\x12)\n\x04role\x18\x01 \x01(\x0e\x32\x1b.baton.internal.v1.JoinRole\x12\x31\n\x06lookup\x18\x02 \x01(\x0b\x32!.baton.internal.v1.LookupResponse\"\x1e\n\x0cJoinInterest\x12\x0e\n\x06wanted\x18\x01 \x01(\x08\"X\n\x07JoinEnd\x12-\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x1e\n\x05usage\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Usage*x\n\nMissReason\x12\x1b\n\x17MISS_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12MISS_REASON_ABSENT\x10\x01\x12\x1c\n\x18MISS_REASON_STORE_FAILED\x10\x02\x12\x17\n\x13MISS_REASON_CORRUPT\x10\x03*f\n\x08JoinRole\x12\x19\n\x15JOIN_ROLE_UNSPECIFIED\x10\x00\x12\x11\n\rJOIN_ROLE_HIT\x10\x01\x12\x14\n\x10JOIN_ROLE_LEADER\x10\x02\x12\x16\n\x12JOIN_ROLE_FOLLOWER\x10\x03\x32\xf4\x01\n\rResponseCache\x12M\n\x06Lookup\x12 .baton.internal.v1.LookupRequest\x1a!.baton.internal.v1.LookupResponse\x12G\n\x04\x46ill\x12\x1e.baton.internal.v1.FillRequest\x1a\x1f.baton.internal.v1.FillResponse\x12K\n\x04Join\x12\x1e.baton.internal.v1.JoinRequest\x1a\x1f.baton.internal.v1.JoinResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&baton/internal/v1/response_cache.proto\x12\x11\x62\x61ton.internal.v1\x1a\x1e\x62\x61ton/internal/v1/timing.proto\x1a\x17\x62\x61ton/v1/sampling.proto\x1a\x1egoogle/protobuf/duration.proto\"\x89\x01\n\x08\x43\x61\x63heKey\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x13\n\x0btext_digest\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12*\n\x08sampling\x18\x05 \x01(\x0b\x32\x18.baton.v1.SamplingParams\"1\n\x10SemanticQuestion\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontext\x18\x02 \x01(\x0c\"p\n\rLookupRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.baton.internal.v1.CacheKey\x12\x35\n\x08question\x18\x02 \x01(\x0b\x32#.baton.internal.v1.SemanticQuestion\"\xe7\x01\n\x0eLookupResponse\x12\x0b\n\x03hit\x18\x01 \x01(\x08\x12/\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x1f.baton.internal.v1.CachedAnswer\x12\x32\n\x0bmiss_reason\x18\x03 \x01(\x0e\x32\x1d.baton.internal.v1.MissReason\x12,\n\x06timing\x18\x04 \x01(\x0b\x32\x1c.baton.internal.v1.HopTiming\x12\x17\n\nsimilarity\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05\x65ntry\x18\x06 \x01(\tB\r\n\x0b_similarity\"\x8d\x01\n\x0c\x43\x61\x63hedAnswer\x12.\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x1e.baton.internal.v1.CachedChunk\x12-\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x1e\n\x05usage\x18\x03 \x01(\x0b\x32\x0f.baton.v1.Usage\"F\n\x0b\x43\x61\x63hedChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x16\n\x0esince_start_us\x18\x03 \x01(\x04\"\xa4\x01\n\x0bStoredValue\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x12\n\nkey_digest\x18\x02 \x01(\x0c\x12\x0e\n\x06\x61nswer\x18\x03 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x04 \x01(\x06\x12\x38\n\x0b\x63ompression\x18\x05 \x01(\x0e\x32#.baton.internal.v1.ValueCompression\x12\x14\n\x0c\x61nswer_bytes\x18\x06 \x01(\r\"\xc7\x01\n\x0b\x46illRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.baton.internal.v1.CacheKey\x12/\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x1f.baton.internal.v1.CachedAnswer\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x08question\x18\x04 \x01(\x0b\x32#.baton.internal.v1.SemanticQuestion\"\x1e\n\x0c\x46illResponse\x12\x0e\n\x06stored\x18\x01 \x01(\x08\"\xd6\x01\n\x0bJoinRequest\x12-\n\x05start\x18\x01 \x01(\x0b\x32\x1c.baton.internal.v1.JoinStartH\x00\x12/\n\x06\x63hunks\x18\x02 \x01(\x0b\x32\x1d.baton.internal.v1.JoinChunksH\x00\x12+\n\x04\x64one\x18\x03 \x01(\x0b\x32\x1b.baton.internal.v1.JoinDoneH\x00\x12/\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x1d.baton.internal.v1.JoinFailedH\x00\x42\t\n\x07message\"l\n\tJoinStart\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x1b.baton.internal.v1.CacheKey\x12\x35\n\x08question\x18\x02 \x01(\x0b\x32#.baton.internal.v1.SemanticQuestion\"K\n\nJoinChunks\x12\r\n\x05index\x18\x01 \x01(\r\x12.\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x1e.baton.internal.v1.CachedChunk\"c\n\x08JoinDone\x12/\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x1f.baton.internal.v1.CachedAnswer\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"-\n\nJoinFailed\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x88\x02\n\x0cJoinResponse\x12+\n\x04seat\x18\x01 \x01(\x0b\x32\x1b.baton.internal.v1.JoinSeatH\x00\x12\x33\n\x08interest\x18\x02 \x01(\x0b\x32\x1f.baton.internal.v1.JoinInterestH\x00\x12/\n\x06\x63hunks\x18\x03 \x01(\x0b\x32\x1d.baton.internal.v1.JoinChunksH\x00\x12)\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x1a.baton.internal.v1.JoinEndH\x00\x12/\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x1d.baton.internal.v1.JoinFailedH\x00\x42\t\n\x07message\"h\n\x08JoinSeat\x12)\n\x04role\x18\x01 \x01(\x0e\x32\x1b.baton.internal.v1.JoinRole\x12\x31\n\x06lookup\x18\x02 \x01(\x0b\x32!.baton.internal.v1.LookupResponse\"\x1e\n\x0cJoinInterest\x12\x0e\n\x06wanted\x18\x01 \x01(\x08\"X\n\x07JoinEnd\x12-\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x1e\n\x05usage\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Usage*x\n\nMissReason\x12\x1b\n\x17MISS_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12MISS_REASON_ABSENT\x10\x01\x12\x1c\n\x18MISS_REASON_STORE_FAILED\x10\x02\x12\x17\n\x13MISS_REASON_CORRUPT\x10\x03*Q\n\x10ValueCompression\x12!\n\x1dVALUE_COMPRESSION_UNSPECIFIED\x10\x00\x12\x1a\n\x16VALUE_COMPRESSION_ZLIB\x10\x01*f\n\x08JoinRole\x12\x19\n\x15JOIN_ROLE_UNSPECIFIED\x10\x00\x12\x11\n\rJOIN_ROLE_HIT\x10\x01\x12\x14\n\x10JOIN_ROLE_LEADER\x10\x02\x12\x16\n\x12JOIN_ROLE_FOLLOWER\x10\x03\x32\xf4\x01\n\rResponseCache\x12M\n\x06Lookup\x12 .baton.internal.v1.LookupRequest\x1a!.baton.internal.v1.LookupResponse\x12G\n\x04\x46ill\x12\x1e.baton.internal.v1.FillRequest\x1a\x1f.baton.internal.v1.FillResponse\x12K\n\x04Join\x12\x1e.baton.internal.v1.JoinRequest\x1a\x1f.baton.internal.v1.JoinResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.internal.v1.response_cache_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MISSREASON']._serialized_start=2272
-  _globals['_MISSREASON']._serialized_end=2392
-  _globals['_JOINROLE']._serialized_start=2394
-  _globals['_JOINROLE']._serialized_end=2496
+  _globals['_MISSREASON']._serialized_start=2353
+  _globals['_MISSREASON']._serialized_end=2473
+  _globals['_VALUECOMPRESSION']._serialized_start=2475
+  _globals['_VALUECOMPRESSION']._serialized_end=2556
+  _globals['_JOINROLE']._serialized_start=2558
+  _globals['_JOINROLE']._serialized_end=2660
   _globals['_CACHEKEY']._serialized_start=151
   _globals['_CACHEKEY']._serialized_end=288
   _globals['_SEMANTICQUESTION']._serialized_start=290
@@ -50,30 +52,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CACHEDANSWER']._serialized_end=831
   _globals['_CACHEDCHUNK']._serialized_start=833
   _globals['_CACHEDCHUNK']._serialized_end=903
-  _globals['_STOREDVALUE']._serialized_start=905
-  _globals['_STOREDVALUE']._serialized_end=989
-  _globals['_FILLREQUEST']._serialized_start=992
-  _globals['_FILLREQUEST']._serialized_end=1191
-  _globals['_FILLRESPONSE']._serialized_start=1193
-  _globals['_FILLRESPONSE']._serialized_end=1223
-  _globals['_JOINREQUEST']._serialized_start=1226
-  _globals['_JOINREQUEST']._serialized_end=1440
-  _globals['_JOINSTART']._serialized_start=1442
-  _globals['_JOINSTART']._serialized_end=1550
-  _globals['_JOINCHUNKS']._serialized_start=1552
-  _globals['_JOINCHUNKS']._serialized_end=1627
-  _globals['_JOINDONE']._serialized_start=1629
-  _globals['_JOINDONE']._serialized_end=1728
-  _globals['_JOINFAILED']._serialized_start=1730
-  _globals['_JOINFAILED']._serialized_end=1775
-  _globals['_JOINRESPONSE']._serialized_start=1778
-  _globals['_JOINRESPONSE']._serialized_end=2042
-  _globals['_JOINSEAT']._serialized_start=2044
-  _globals['_JOINSEAT']._serialized_end=2148
-  _globals['_JOININTEREST']._serialized_start=2150
-  _globals['_JOININTEREST']._serialized_end=2180
-  _globals['_JOINEND']._serialized_start=2182
-  _globals['_JOINEND']._serialized_end=2270
-  _globals['_RESPONSECACHE']._serialized_start=2499
-  _globals['_RESPONSECACHE']._serialized_end=2743
+  _globals['_STOREDVALUE']._serialized_start=906
+  _globals['_STOREDVALUE']._serialized_end=1070
+  _globals['_FILLREQUEST']._serialized_start=1073
+  _globals['_FILLREQUEST']._serialized_end=1272
+  _globals['_FILLRESPONSE']._serialized_start=1274
+  _globals['_FILLRESPONSE']._serialized_end=1304
+  _globals['_JOINREQUEST']._serialized_start=1307
+  _globals['_JOINREQUEST']._serialized_end=1521
+  _globals['_JOINSTART']._serialized_start=1523
+  _globals['_JOINSTART']._serialized_end=1631
+  _globals['_JOINCHUNKS']._serialized_start=1633
+  _globals['_JOINCHUNKS']._serialized_end=1708
+  _globals['_JOINDONE']._serialized_start=1710
+  _globals['_JOINDONE']._serialized_end=1809
+  _globals['_JOINFAILED']._serialized_start=1811
+  _globals['_JOINFAILED']._serialized_end=1856
+  _globals['_JOINRESPONSE']._serialized_start=1859
+  _globals['_JOINRESPONSE']._serialized_end=2123
+  _globals['_JOINSEAT']._serialized_start=2125
+  _globals['_JOINSEAT']._serialized_end=2229
+  _globals['_JOININTEREST']._serialized_start=2231
+  _globals['_JOININTEREST']._serialized_end=2261
+  _globals['_JOINEND']._serialized_start=2263
+  _globals['_JOINEND']._serialized_end=2351
+  _globals['_RESPONSECACHE']._serialized_start=2663
+  _globals['_RESPONSECACHE']._serialized_end=2907
 # @@protoc_insertion_point(module_scope)

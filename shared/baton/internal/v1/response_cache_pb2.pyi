@@ -50,6 +50,26 @@ MISS_REASON_CORRUPT: MissReason.ValueType  # 3
 """The stored value was broken or of another request, and was removed."""
 Global___MissReason: _TypeAlias = MissReason  # noqa: Y015
 
+class _ValueCompression:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ValueCompressionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ValueCompression.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VALUE_COMPRESSION_UNSPECIFIED: _ValueCompression.ValueType  # 0
+    """Not at all."""
+    VALUE_COMPRESSION_ZLIB: _ValueCompression.ValueType  # 1
+    """By zlib."""
+
+class ValueCompression(_ValueCompression, metaclass=_ValueCompressionEnumTypeWrapper):
+    """ValueCompression is how a stored answer is compressed."""
+
+VALUE_COMPRESSION_UNSPECIFIED: ValueCompression.ValueType  # 0
+"""Not at all."""
+VALUE_COMPRESSION_ZLIB: ValueCompression.ValueType  # 1
+"""By zlib."""
+Global___ValueCompression: _TypeAlias = ValueCompression  # noqa: Y015
+
 class _JoinRole:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -300,14 +320,20 @@ class StoredValue(_message.Message):
     KEY_DIGEST_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
+    COMPRESSION_FIELD_NUMBER: _builtins.int
+    ANSWER_BYTES_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """Version of this format: 1. Others are misses."""
+    """Version of this format: 2. Others are misses."""
     key_digest: _builtins.bytes
     """xxh3_128 of the canonical key, 16 bytes: verified when read."""
     answer: _builtins.bytes
-    """Serialized CachedAnswer."""
+    """Serialized CachedAnswer, compressed as `compression` says."""
     checksum: _builtins.int
-    """xxh3_64 of answer."""
+    """xxh3_64 of answer as it lies here, seeded with answer_bytes and compression: verified before it is decompressed."""
+    compression: Global___ValueCompression.ValueType
+    """How answer is compressed."""
+    answer_bytes: _builtins.int
+    """Bytes of the answer once decompressed."""
     def __init__(
         self,
         *,
@@ -315,10 +341,12 @@ class StoredValue(_message.Message):
         key_digest: _builtins.bytes = ...,
         answer: _builtins.bytes = ...,
         checksum: _builtins.int = ...,
+        compression: Global___ValueCompression.ValueType = ...,
+        answer_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "checksum", b"checksum", "key_digest", b"key_digest", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "answer_bytes", b"answer_bytes", "checksum", b"checksum", "compression", b"compression", "key_digest", b"key_digest", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
