@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
@@ -245,17 +245,20 @@ def test_time_passes() -> None:
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["begin", "see", "end", "write", "hear", "lose", "turn on", "get"]),
-        st.integers(0, 2),
+        st.sampled_from(["begin", "see", "end", "write", "hear", "lose", "turn on"]),
+        st.integers(0, 1),
     ),
+    min_size=10,
     max_size=60,
 )
 
 
+@settings(max_examples=500)
 @given(STEPS)
 def test_no_value_is_served_that_is_older_than_a_change_that_was_heard_of(steps: list[tuple[str, int]]) -> None:
     """Reads and news travel on connections of their own: any order between them can come about."""
     tier = LocalTier(max_bytes=10**6, max_entries=2)
+    tier.turn_on()
     in_redis: dict[int, int] = defaultdict(int)  # version by key
     unheard: list[int] = []  # changes on their way
     heard: dict[int, int] = defaultdict(int)  # the version that was current when the last change was heard of
@@ -286,6 +289,7 @@ def test_no_value_is_served_that_is_older_than_a_change_that_was_heard_of(steps:
             heard.update(in_redis)
             unheard.clear()
             tier.turn_on()
-        elif what == "get" and (value := tier.get(name)) is not None:
-            assert tier.on
-            assert int(value) >= heard[key]
+        for each in (0, 1):
+            if (value := tier.get(str(each))) is not None:
+                assert tier.on
+                assert int(value) >= heard[each]
