@@ -15,8 +15,8 @@ from baton_cache.key import KeyDigests
 from baton_cache.local import LocalTier
 from baton_cache.metrics import ANSWER_BYTES, FILLS, HITS, READ_BYTES, REJECTED, WRITTEN_BYTES
 from baton_cache.names import Names
-from baton_cache.store import NotAValue, Store, StoreFailed
-from baton_cache.value import OVERHEAD, CorruptValue, OtherVersion, TooLarge, decode, encode
+from baton_cache.store import NotAValue, Read, Store, StoreFailed
+from baton_cache.value import OVERHEAD, CorruptValue, OtherVersion, TooLarge, decode, encode, inspect
 
 _LARGE: Final = 64 * 1024
 """Bytes of an answer that is compressed in a thread: it takes a millisecond, in which others would wait."""
@@ -88,6 +88,16 @@ class Answers:
                 raise TooLarge("not read to its end")
             self._local.keep(name, reading, read.value, read.ttl_seconds)
             return read.value
+
+    async def look(self, entry: str) -> tuple[response_cache_pb2.CachedAnswer, Read] | None:
+        """The answer of an entry, whatever key it is of, and what lies in Redis; None: there is none.
+
+        Raises:
+            StoreFailed: not known.
+            CorruptValue, NotAValue, OtherVersion, TooLarge: it would not be served.
+        """
+        read = await self._store.get(self._names.answer(entry), self._most_bytes + OVERHEAD)
+        return None if read is None else (inspect(read.value, self._most_bytes), read)
 
     async def keep(self, digest: KeyDigests, answer: response_cache_pb2.CachedAnswer, ttl_ms: int) -> bool:
         """Store an answer; whether that worked."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from baton.internal.v1 import response_cache_pb2_grpc
+from baton.internal.v1 import cache_admin_pb2_grpc, response_cache_pb2_grpc
 from baton.rpc.breaker import Breaker
 from baton.rpc.service import Runtime
+from baton_cache.admin import CacheAdminServicer
 from baton_cache.answers import Answers
 from baton_cache.flights import Flights
 from baton_cache.key import Keys
@@ -36,9 +37,13 @@ async def build(settings: CacheSettings, runtime: Runtime) -> AsyncIterator[None
         answers = Answers(store, local, names, settings.max_answer_bytes)
         flights = Flights(store, names, answers, settings.max_flights, _IN_THE_MAKING * settings.max_answer_bytes)
         lifetimes = Lifetimes(settings.default_ttl_seconds, settings.max_ttl_seconds)
-        servicer = ResponseCacheServicer(Keys(secret), answers, flights, lifetimes)
+        keys = Keys(secret)
+        servicer = ResponseCacheServicer(keys, answers, flights, lifetimes)
         response_cache_pb2_grpc.add_ResponseCacheServicer_to_server(servicer, runtime.server)
         runtime.register("baton.internal.v1.ResponseCache")
+        admin = CacheAdminServicer(url.mode.value, store, names, keys, answers, local)
+        cache_admin_pb2_grpc.add_CacheAdminServicer_to_server(admin, runtime.server)
+        runtime.register("baton.internal.v1.CacheAdmin")
         async with AsyncExitStack() as running:
             if settings.local_bytes:
                 tracking = Tracking(store.servers, names.answers, local, settings.local_ping_seconds)

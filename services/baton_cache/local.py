@@ -56,6 +56,11 @@ class LocalTier:
         return self._on
 
     @property
+    def max_bytes(self) -> int:
+        """Bytes that may be held."""
+        return self._max_bytes
+
+    @property
     def size(self) -> int:
         """Bytes held, with what holding them takes."""
         return self._bytes

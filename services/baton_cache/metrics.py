@@ -22,7 +22,7 @@ REDIS_SECONDS = Histogram(
 )
 REDIS_FAILURES = Counter("baton_cache_redis_failures_total", "Redis calls that failed, and how", ["operation", "how"])
 for _how in ("no_answer", "refused", "breaker_open", "no_server", "moved"):
-    for _operation in ("get", "set", "remove", "ping", "claim", "hold", "release", "listen"):
+    for _operation in ("get", "set", "remove", "ping", "claim", "hold", "release", "listen", "scan", "info"):
         REDIS_FAILURES.labels(_operation, _how)  # a zero is a figure, no data is a question
 for _role in ("hit", "leader", "follower", "promoted", "dissolved"):
     JOINS.labels(_role)

@@ -54,7 +54,7 @@ class Names:
         return f"{_literal(self.prefix)}*:{{{tag}-*"
 
     def pattern(self) -> str:
-        """Pattern of SCAN for all names."""
+        """Pattern of SCAN for all names, of whatever kind."""
         return f"{_literal(self.prefix)}*:{{*"
 
     def entry(self, name: str) -> str | None:

@@ -133,9 +133,15 @@ class Store:
         if server is None:
             REDIS_FAILURES.labels(operation, "no_server").inc()
             raise StoreFailed("nobody knows the server")
+        return await self.ask(server, operation, command, self._timeout)
+
+    async def ask(
+        self, server: Server, operation: str, command: Callable[[Redis], Awaitable[ResultT]], timeout: float
+    ) -> ResultT:
+        """Run a command on one server, within `timeout` seconds. Otherwise as `call`."""
         began = time.perf_counter()
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(timeout):
                 return await self._ask(server, operation, command, moved_before=False)
         except TimeoutError as error:
             self._did_not_answer(server, operation, error)

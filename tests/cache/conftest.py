@@ -87,9 +87,11 @@ async def running_cache(redis_url: str, **settings: object) -> AsyncIterator[Cac
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         address = f"127.0.0.1:{port}"
-        async with grpc.aio.insecure_channel(address) as channel:
-            yield Cache(response_cache_pb2_grpc.ResponseCacheStub(channel), address, runtime)
-        await server.stop(0)
+        try:
+            async with grpc.aio.insecure_channel(address) as channel:
+                yield Cache(response_cache_pb2_grpc.ResponseCacheStub(channel), address, runtime)
+        finally:
+            await server.stop(0)
 
 
 @pytest.fixture

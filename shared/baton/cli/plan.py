@@ -57,6 +57,13 @@ class Plan:
         """Flags of the cache service. Not Redis' URL: it may hold a password, and anyone can read flags."""
         return [*self._common("127.0.0.1:0"), *self.extra.get("cache", ())]
 
+    def has_key_secret(self, environment: Mapping[str, str]) -> bool:
+        """Whether somebody chose the secret that names in Redis are keyed with; else one is drawn for this run."""
+        chosen = {**environment, **self.environment.get("cache", {})}
+        return any(chosen.get(name) for name in ("BATON_KEY_SECRET", "BATON_KEY_SECRET_FILE")) or any(
+            flag.startswith("--key-secret") for flag in self.extra.get("cache", ())
+        )
+
     def worker_arguments(self, service: str) -> list[str]:
         """Flags of a prefill or decode worker."""
         assert service in _ENGINES

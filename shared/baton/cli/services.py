@@ -1,6 +1,6 @@
 """`baton router`, `baton cache`, `baton prefill`, `baton decode`: one service in the foreground.
 
-Their flags are those of `python -m baton_router` and the others, --help included.
+Their flags are those of `python -m baton_router` and the others, --help included. `baton cache` has commands as well.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import Final
 
 import typer
 
+from baton.cli import cache
+
 _SERVICES: Final = {
     "router": "Run one router: the public API in front of the tiers.",
-    "cache": "Run one cache service: the response cache in front of Redis.",
+    "cache": "Run one cache service: the response cache in front of Redis. Or ask one: cache stats, flush, get.",
     "prefill": "Run one prefill worker: computes prompts and hands their KV over.",
     "decode": "Run one decode worker: batches and runs requests.",
 }
@@ -40,6 +42,8 @@ def command(service: str) -> list[str]:
 
 def _runner(name: str) -> Callable[[typer.Context], None]:
     def run(context: typer.Context) -> None:
+        if name == "cache" and context.args[:1] and context.args[0] in cache.COMMANDS:
+            cache.app(context.args, prog_name="baton cache")
         if importlib.util.find_spec(f"baton_{name}") is None:
             typer.echo(f"error: the {name} service is not installed", err=True)
             raise typer.Exit(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -133,8 +134,10 @@ class Stack:
             redis = await asyncio.shield(self._redis)
             self._guard.watch(redis.pid)
             redis_url = redis.url
+        # In the environment: anyone can read flags.
+        secret = {} if self._plan.has_key_secret(os.environ) else {"BATON_KEY_SECRET": secrets.token_hex(32)}
         self.cache.set_arguments(
-            self._plan.cache_arguments(), {"BATON_REDIS_URL": await self._seen("redis", redis_url)}
+            self._plan.cache_arguments(), {"BATON_REDIS_URL": await self._seen("redis", redis_url), **secret}
         )
         behind = [self.cache, *self.workers]
         for service in behind:

@@ -34,6 +34,7 @@ _QUIET = frozenset(
     {
         "baton.internal.v1.Worker",
         "baton.internal.v1.Observe",
+        "baton.internal.v1.CacheAdmin",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }
