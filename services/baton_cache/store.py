@@ -74,12 +74,14 @@ class Store:
         async with Servers.at(url, options, breaker, of_sentinels) as servers:
             store = cls(servers, options.timeout)
             POOL_IN_USE.set_function(store._connections_in_use)
+            BREAKER_OPEN.set_function(store._left_alone)
             with suppress(StoreFailed):
                 await store.call("ping", "", lambda redis: redis.ping())
             try:
                 yield store
             finally:
                 POOL_IN_USE.set_function(lambda: 0)
+                BREAKER_OPEN.set_function(lambda: 0)
 
     async def get(self, name: str, most_bytes: int) -> Read | None:
         """The value of a name; None: there is none. Of a longer one, `most_bytes` and one more.
@@ -190,7 +192,6 @@ class Store:
         server.breaker.worked()
         if was_open:
             log.info("Redis answers again")
-            self._count_open()
 
     def _refused(self, operation: str, error: ResponseError) -> None:
         # Redis' code for it (OOM, READONLY, NOPERM) alone: the rest may quote what was sent.
@@ -208,7 +209,6 @@ class Store:
             # The type alone: the text of an error may quote the URL.
             log.warning("Redis does not answer: every lookup is a miss", extra={"error": type(error).__name__})
             BREAKER_OPENINGS.inc()
-            self._count_open()
 
-    def _count_open(self) -> None:
-        BREAKER_OPEN.set(sum(server.breaker.open for server in self.servers.all()))
+    def _left_alone(self) -> int:
+        return sum(server.breaker.open for server in self.servers.all())

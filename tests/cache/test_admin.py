@@ -208,7 +208,7 @@ async def test_no_such_entry(cache: Cache, stored: redis.Redis, redis_server: Em
 
 
 async def test_nobody_answers(unused_tcp_port: int) -> None:
-    cache = Cache(None, f"127.0.0.1:{unused_tcp_port}")  # type: ignore[arg-type]
+    cache = Cache(None, f"127.0.0.1:{unused_tcp_port}", None)  # type: ignore[arg-type]
     failed = await run(cache, "stats")
     assert failed.returncode == 1
     assert "nothing answers" in failed.stderr

@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator
+from urllib.parse import unquote
 
 import grpc
 import pytest
@@ -17,8 +18,9 @@ import redis
 from baton.cli.redis_server import EmbeddedRedis
 from baton.internal.v1 import response_cache_pb2
 from baton.rpc.breaker import Breaker
+from baton.verify.proxy import Proxy
 from baton_cache.settings import CacheSettings
-from tests.cache.conftest import Cache, an_answer, cache_key, eventually, running_cache
+from tests.cache.conftest import Cache, an_answer, cache_key, eventually, name_of, running_cache
 
 FAILED = response_cache_pb2.MISS_REASON_STORE_FAILED
 TIMEOUT = 0.3
@@ -177,3 +179,56 @@ def test_breaker() -> None:
     breaker.worked()
     assert not breaker.open
     assert breaker.allows()
+
+
+async def test_redis_slow(redis_server: EmbeddedRedis) -> None:
+    path = unquote(redis_server.url.removeprefix("unix://"))
+    async with (
+        Proxy.to(lambda: asyncio.open_unix_connection(path)) as proxy,
+        running_cache(f"redis://{proxy.address}", redis_timeout=TIMEOUT, breaker_seconds=PAUSE) as cache,
+    ):
+        proxy.backward.delay_seconds = TIMEOUT / 5
+        assert await cache.fill(cache_key(), an_answer())
+        assert await hits(cache), "slow is not down"
+        proxy.backward.delay_seconds = TIMEOUT * 3
+        first = [await timed_miss(cache) for _ in range(3)]
+        assert max(first) < TIMEOUT + SLACK
+        assert await timed_miss(cache) < SLACK, "the breaker is open"
+        proxy.backward.clear()
+        await eventually(lambda: hits(cache), PAUSE * 6)
+
+
+NOISE = (
+    b"\x00" * 100,
+    b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    b"$nonsense\r\n",
+    b"*1000000000\r\n",
+    b":5\r\n:5\r\n",
+    b"+OK\r\n" * 9,
+)
+
+
+@pytest.mark.parametrize("noise", NOISE)
+async def test_something_else_listens(noise: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(4096):
+            writer.write(noise)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    local = {"local_bytes": 10**6, "local_ping_seconds": 0.1}
+    async with server, running_cache(f"redis://127.0.0.1:{port}", redis_timeout=TIMEOUT, **local) as cache:
+        for _ in range(5):
+            assert not (await cache.lookup(cache_key())).hit
+            await cache.fill(cache_key(), an_answer())
+        await asyncio.sleep(0.3)
+
+
+async def test_a_huge_value_is_not_read(quick: Cache, stored: redis.Redis) -> None:
+    stored.set(name_of(cache_key()), bytes(8_000_000))
+    before = stored.info("stats")["total_net_output_bytes"]
+    assert await quick.miss(cache_key()) == response_cache_pb2.MISS_REASON_ABSENT
+    assert stored.info("stats")["total_net_output_bytes"] - before < 2_000_000
+    assert await quick.fill(cache_key(), an_answer())
+    assert await hits(quick)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def test_engine_flags_go_to_both_tiers_only() -> None:
         assert (flags["--model"], flags["--model-name"]) == ("/models/pet", "pet")
         assert flags["--listen"] == "127.0.0.1:0"
     assert "--dtype" not in PLAN.cache_arguments()
+
+
+def test_a_secret_is_drawn_unless_one_is_chosen() -> None:
+    assert not PLAN.has_key_secret({"HOME": "/", "BATON_KEY_SECRET": ""})
+    assert PLAN.has_key_secret({"BATON_KEY_SECRET": "x"})
+    assert PLAN.has_key_secret({"BATON_KEY_SECRET_FILE": "/x"})
+    assert replace(PLAN, extra={"cache": ("--key-secret-file", "/x")}).has_key_secret({})
+    assert replace(PLAN, environment={"cache": {"BATON_KEY_SECRET": "x"}}).has_key_secret({})
 
 
 def test_router_learns_all_targets() -> None:

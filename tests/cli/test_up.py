@@ -64,6 +64,30 @@ def test_flags_reach_the_services(baton_up: Callable[..., Any]) -> None:
     assert router[router.index("--decode-targets") + 1] == ready["services"][2]["grpc"]
 
 
+def environment(pid: int) -> dict[str, str]:
+    with open(f"/proc/{pid}/environ", encoding="utf-8") as file:
+        return dict(entry.partition("=")[::2] for entry in file.read().split("\0") if entry)
+
+
+def test_a_secret_is_drawn_for_the_cache_and_shown_to_nobody(baton_up: Callable[..., Any]) -> None:
+    up = baton_up()
+    ready = up.ready()
+    secret = environment(up.pid("cache"))["BATON_KEY_SECRET"]
+    assert len(set(secret)) > 8
+    assert len(secret) == 64
+    for service in ready["services"]:
+        with open(f"/proc/{service['pid']}/cmdline", encoding="utf-8") as file:
+            assert secret not in file.read()
+        assert service["name"] == "cache" or "BATON_KEY_SECRET" not in environment(service["pid"])
+    assert secret not in json.dumps(ready)
+
+
+def test_a_chosen_secret_is_kept(baton_up: Callable[..., Any]) -> None:
+    up = baton_up(BATON_KEY_SECRET="chosen")
+    up.ready()
+    assert environment(up.pid("cache"))["BATON_KEY_SECRET"] == "chosen"
+
+
 def test_a_service_that_dies_while_loading_ends_all(baton_up: Callable[..., Any]) -> None:
     up = baton_up(FAKE_DIE="decode")
     code, _, err = up.wait()
