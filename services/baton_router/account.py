@@ -5,7 +5,7 @@ from __future__ import annotations
 from baton.internal.v1 import timing_pb2
 from baton.telemetry.ledger import Timeline
 from baton.v1 import ledger_pb2
-from baton_router.metrics import word
+from baton_router.metrics import entries
 
 
 class Account:
@@ -55,11 +55,7 @@ class Account:
 
 def server_timing(ledger: ledger_pb2.LatencyLedger) -> str:
     """The ledger in the form of the web's Server-Timing header, milliseconds: "router_tokenize;dur=0.412, ..."."""
-    parts = [
-        f"{word(ledger_pb2.Hop.Name(entry.hop), 1)}_{word(ledger_pb2.Kind.Name(entry.kind), 1)}"
-        f";dur={entry.duration.ToNanoseconds() / 1e6:.3f}"
-        for entry in ledger.total.entries
-    ]
+    parts = [f"{hop}_{kind};dur={seconds * 1e3:.3f}" for hop, kind, seconds in entries(ledger.total)]
     if ledger.HasField("first_token"):
         parts.append(f"first_token;dur={ledger.first_token.total.ToNanoseconds() / 1e6:.3f}")
     parts.append(f"residual;dur={ledger.total.residual.ToNanoseconds() / 1e6:.3f}")

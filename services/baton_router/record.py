@@ -127,13 +127,23 @@ def _outcome_attributes(record: Record) -> dict[str, Attribute]:
         "baton.cache": word(inference_pb2.CacheStatus.Name(summary.cache_status), 2),
         "baton.prefill": word(inference_pb2.Placement.Name(summary.prefill_placement), 1),
         "baton.migrations": summary.migrations,
-        "baton.ledger.residual_ms": summary.ledger.total.residual.ToNanoseconds() / 1e6,
-        "baton.ledger.hidden_transfer_ms": summary.ledger.total.hidden_transfer.ToNanoseconds() / 1e6,
     }
     if summary.finish_reason:
         reason = word(sampling_pb2.FinishReason.Name(summary.finish_reason), 2)
         attributes["gen_ai.response.finish_reasons"] = [reason]
-    for entry in summary.ledger.total.entries:
-        name = f"{word(ledger_pb2.Hop.Name(entry.hop), 1)}.{word(ledger_pb2.Kind.Name(entry.kind), 1)}"
-        attributes[f"baton.ledger.{name}_ms"] = entry.duration.ToNanoseconds() / 1e6
+    attributes |= _ledger_attributes("baton.ledger", summary.ledger.total)
+    if summary.ledger.HasField("first_token"):
+        attributes |= _ledger_attributes("baton.ledger.first_token", summary.ledger.first_token)
+    return attributes
+
+
+def _ledger_attributes(prefix: str, partition: ledger_pb2.Partition) -> dict[str, Attribute]:
+    """A partition in milliseconds: its entries, and the sum of them and the residual."""
+    attributes: dict[str, Attribute] = {
+        f"{prefix}.total_ms": partition.total.ToNanoseconds() / 1e6,
+        f"{prefix}.residual_ms": partition.residual.ToNanoseconds() / 1e6,
+        f"{prefix}.hidden_transfer_ms": partition.hidden_transfer.ToNanoseconds() / 1e6,
+    }
+    for hop, kind, seconds in metrics.entries(partition):
+        attributes[f"{prefix}.{hop}.{kind}_ms"] = seconds * 1e3
     return attributes

@@ -200,6 +200,7 @@ def test_the_dashboard_has_a_row_for_each_tier() -> None:
         assert all(f'job="{tier.lower()}"' in expr for expr in engines)
     glance = [target["expr"] for panel in by_row["Network or compute?"] for target in panel["targets"]]
     assert any("baton_ledger_hidden_transfer_seconds" in expr for expr in glance)
+    assert "baton:ledger_first_token_seconds:mean_by_hop_and_kind_5m" in glance
 
 
 def test_panels_do_not_overlap() -> None:

@@ -10,7 +10,7 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from baton.v1 import inference_pb2, sampling_pb2
+from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
 from tests.fixtures.otlp import Receiver, Span, place
 from tests.fixtures.traced import traced_mesh
 
@@ -179,6 +179,26 @@ def test_a_request_is_told_by_the_conventions(remote: Remote) -> None:
     }
     others = [span for span in remote.spans() if span is not root]
     assert not any(key.startswith("gen_ai.") for span in others for key in span.attributes)
+
+
+def test_the_ledger_is_told_twice(remote: Remote) -> None:
+    """Of the whole request and up to the first token: as in the answer, each entry, and they add up."""
+    (root,) = (span for span in remote.spans() if place(span) == ROOT)
+    ledger = remote.answer.summary.ledger
+    expected: dict[str, float] = {}
+    for prefix, partition in (("baton.ledger.", ledger.total), ("baton.ledger.first_token.", ledger.first_token)):
+        entries = {
+            f"{ledger_pb2.Hop.Name(e.hop)[4:]}.{ledger_pb2.Kind.Name(e.kind)[5:]}".lower(): e.duration.ToNanoseconds()
+            for e in partition.entries
+        }
+        assert "prefill.compute" in entries
+        entries["residual"] = partition.residual.ToNanoseconds()
+        entries["total"] = sum(entries.values())
+        entries["hidden_transfer"] = partition.hidden_transfer.ToNanoseconds()
+        expected |= {f"{prefix}{name}_ms": pytest.approx(ns / 1e6) for name, ns in entries.items()}
+    told = {key: value for key, value in root.attributes.items() if key.startswith("baton.ledger.")}
+    assert told == expected
+    assert 0 < told["baton.ledger.first_token.total_ms"] < told["baton.ledger.total_ms"]
 
 
 def test_a_seed_that_no_attribute_can_hold_is_left_out(remote: Remote) -> None:

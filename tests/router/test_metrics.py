@@ -124,6 +124,28 @@ async def test_a_cache_hit_generates_nothing(router_model: Path, worker: Scripte
         assert (rise.of(f"{TTFT}_count", cache="miss"), rise.of(f"{TTFT}_count", cache="hit")) == (0, 1)
 
 
+async def test_the_first_tokens_entries_sum_to_it(
+    router_model: Path, worker: ScriptedWorker, cache: ScriptedCache
+) -> None:
+    """By cache status, so that what hits do can be left out; and the whole's entries are untouched by it."""
+    async with running_router(router_model, decode_targets=worker.address, cache_target=cache.address) as router:
+        for status, expected in (("miss", {"router", "cache", "decode"}), ("hit", {"router", "cache"})):
+            rise = Rise()
+            (*_, last) = await collect(router.stub.StreamGenerate(ask()))
+            entries = last.summary.ledger.first_token.entries
+            assert {ledger_pb2.Hop.Name(entry.hop).removeprefix("HOP_").lower() for entry in entries} == expected
+            names = ledger_pb2.Kind.DESCRIPTOR.values_by_name
+            told = {
+                (hop, kind): rise.of("baton_ledger_first_token_seconds_sum", hop=hop, kind=kind, cache=status)
+                for hop in ("router", "cache", "decode", "prefill")
+                for kind in (name.removeprefix("KIND_").lower() for name in names)
+            }
+            assert sum(told.values()) == pytest.approx(rise.of(f"{TTFT}_sum", cache=status))
+            assert {hop for (hop, _), seconds in told.items() if seconds} == expected
+            assert rise.of("baton_ledger_seconds_count", hop="router", kind="tokenize") == 1
+            await eventually(lambda: len(cache.stored) == 1)
+
+
 async def test_tokens_resumed_from_were_not_generated_again(router: Router, worker: ScriptedWorker) -> None:
     worker.pause = 0.02
     rise = Rise()
