@@ -103,28 +103,32 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
     ) -> inference_pb2.TokenizeResponse:
         """Token ids of a text or a conversation."""
         adopt_request_id(context)
-        return await self._catalogue.tokenize(request)
+        with metrics.counting("Tokenize"):
+            return await self._catalogue.tokenize(request)
 
     async def Detokenize(
         self, request: inference_pb2.DetokenizeRequest, context: Context
     ) -> inference_pb2.DetokenizeResponse:
         """Text of token ids."""
         adopt_request_id(context)
-        return await self._catalogue.detokenize(request)
+        with metrics.counting("Detokenize"):
+            return await self._catalogue.detokenize(request)
 
     async def ListModels(
         self, request: inference_pb2.ListModelsRequest, context: Context
     ) -> inference_pb2.ListModelsResponse:
         """The models served: one."""
         adopt_request_id(context)
-        return inference_pb2.ListModelsResponse(models=[self._catalogue.model()])
+        with metrics.counting("ListModels"):
+            return inference_pb2.ListModelsResponse(models=[self._catalogue.model()])
 
     async def GetModel(
         self, request: inference_pb2.GetModelRequest, context: Context
     ) -> inference_pb2.GetModelResponse:
         """One model."""
         adopt_request_id(context)
-        return self._catalogue.get_model(request)
+        with metrics.counting("GetModel"):
+            return self._catalogue.get_model(request)
 
     async def _whole(self, method: str, request: AnyRequest, context: Context) -> WholeAnswer:
         """The same life, collected. The answer is bounded by the context, so it needs no other bound."""

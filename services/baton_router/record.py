@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from baton.rpc.errors import BatonError
 from baton.telemetry import tracing
 from baton.telemetry.tracing import Attribute
 from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
@@ -15,7 +13,7 @@ from baton_router import metrics
 from baton_router.account import Account
 from baton_router.arrivals import Arrivals
 from baton_router.metrics import word
-from baton_router.outcome import CANCELLED, INTERNAL, OK
+from baton_router.outcome import OK, outcome_of
 from baton_router.pulse import Pulse
 from baton_router.validate import ResolvedRequest
 
@@ -26,6 +24,7 @@ class Record:
     Attributes:
         request_id: its id.
         method: of the public service.
+        model: what answers it; empty until it is understood.
         started_ns: receipt, Unix time; for people, never subtracted from another host's.
         account: its time in the making.
         arrivals: the tokens that workers sent for it.
@@ -33,11 +32,12 @@ class Record:
         summary: its last message, filled in as things become known; the ledger is there at the end in any case.
     """
 
-    __slots__ = ("_pulse", "account", "arrivals", "method", "outcome", "request_id", "started_ns", "summary")
+    __slots__ = ("_pulse", "account", "arrivals", "method", "model", "outcome", "request_id", "started_ns", "summary")
 
     def __init__(self, request_id: str, method: str, pulse: Pulse) -> None:
         self.request_id = request_id
         self.method = method
+        self.model = ""
         self.started_ns = time.time_ns()
         self.account = Account()
         self.arrivals = Arrivals()
@@ -47,6 +47,7 @@ class Record:
 
     def resolved(self, request: ResolvedRequest, model: str) -> None:
         """It was understood."""
+        self.model = model
         self.summary.usage.prompt_tokens = len(request.prompt_ids)
         tracing.set_call_attributes(_request_attributes(self.method, request, model))
 
@@ -80,19 +81,13 @@ class Record:
         try:
             yield
             self.outcome = OK
-        except (asyncio.CancelledError, GeneratorExit):
-            self.outcome = CANCELLED
-            raise
-        except BatonError as error:
-            self.outcome = error.reason.lower()
-            raise
-        except Exception:
-            self.outcome = INTERNAL
+        except BaseException as error:
+            self.outcome = outcome_of(error)
             raise
         finally:
             if not self.summary.HasField("ledger"):
                 self.complete()
-            metrics.record(self.method, self.outcome, self.summary, self.arrivals)
+            metrics.record(self.method, self.model, self.outcome, self.summary, self.arrivals)
             self._pulse.ended(self.outcome, self.summary)
             tracing.set_call_attributes(_outcome_attributes(self))
 
@@ -101,8 +96,8 @@ def _request_attributes(method: str, request: ResolvedRequest, model: str) -> di
     """In the terms of OpenTelemetry's conventions for generative AI. Never the prompt."""
     sampling = request.sampling
     attributes: dict[str, Attribute] = {
-        "gen_ai.operation.name": "chat" if method.endswith("Chat") else "text_completion",
-        "gen_ai.provider.name": "baton",
+        "gen_ai.operation.name": metrics.operation(method),
+        "gen_ai.provider.name": metrics.PROVIDER,
         "gen_ai.request.model": model,
         "gen_ai.response.model": model,
         "gen_ai.request.max_tokens": sampling.max_tokens,
