@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,7 +24,10 @@ from baton_router.replicas import Replicas
 from baton_router.response_cache import ResponseCache
 from baton_router.settings import RouterSettings, targets
 from baton_router.targets import check_target
+from baton_router.transcript import RecordingServicer
 from baton_router.workers import WorkerView
+
+log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -54,7 +58,8 @@ async def build(settings: RouterSettings, runtime: Runtime) -> AsyncIterator[Non
     catalogue = Catalogue(settings, model, view)
     try:
         async with view.watching(decode, prefill), replicas.watched(), cache.filling(), flights.owned():
-            servicer = InferenceServicer(settings, model, catalogue, means, flights, runtime)
+            servicer_class = RecordingServicer if _records_prompts(settings) else InferenceServicer
+            servicer = servicer_class(settings, model, catalogue, means, flights, runtime)
             inference_pb2_grpc.add_InferenceServicer_to_server(servicer, runtime.server)
             runtime.register("baton.v1.Inference")
             observe = ObserveServicer(servicer, view, runtime)
@@ -65,3 +70,19 @@ async def build(settings: RouterSettings, runtime: Runtime) -> AsyncIterator[Non
             yield
     finally:
         await channels.close()
+
+
+def _records_prompts(settings: RouterSettings) -> bool:
+    """Whether text goes into spans; nobody shall find out by accident."""
+    if not settings.record_prompts:
+        return False
+    if not settings.otlp_endpoint:
+        log.warning("--record-prompts does nothing: without --otlp-endpoint there are no traces")
+        return False
+    log.warning(
+        "--record-prompts: the text of prompts and answers, up to %d bytes of each, is sent to %s with every sampled "
+        "trace; whoever reads traces there reads them",
+        settings.record_prompts_bytes,
+        settings.otlp_endpoint,
+    )
+    return True

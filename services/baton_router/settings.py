@@ -50,6 +50,12 @@ class RouterSettings(ServiceSettings):
         30.0, gt=0, description="a request that shares another router's generation goes on alone after such a silence"
     )
     cache_timeout_seconds: float = Field(0.025, gt=0, description="longest wait for the cache; after it: a miss")
+    record_prompts: bool = Field(
+        False, description="put the text of prompts and answers into traces; whoever reads traces reads them"
+    )
+    record_prompts_bytes: int = Field(
+        4096, ge=256, le=8192, description="bytes recorded of a prompt, and of an answer; more is cut"
+    )
 
     def served_name(self) -> str:
         """The name clients call the model by."""

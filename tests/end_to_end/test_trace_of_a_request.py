@@ -18,31 +18,29 @@ TRACE, REFUSED, LARGE_SEED = "1" * 32, "2" * 32, "3" * 32
 PARENT = "b7ad6b7169203331"
 
 ROOT = ("router", "baton.v1.Inference/Generate", 2)
-LOOKUP, FILL = "baton.internal.v1.ResponseCache/Lookup", "baton.internal.v1.ResponseCache/Fill"
+JOIN = "baton.internal.v1.ResponseCache/Join"
 DECODE, PREFILL = "baton.internal.v1.Decode/Generate", "baton.internal.v1.Prefill/Prefill"
 
 CALLS = {
     # service, method, kind (2 server, 3 client) -> parent
     ROOT: None,
-    ("router", LOOKUP, 3): ROOT,
-    ("cache", LOOKUP, 2): ("router", LOOKUP, 3),
+    ("router", JOIN, 3): ROOT,
+    ("cache", JOIN, 2): ("router", JOIN, 3),
     ("router", DECODE, 3): ROOT,
     ("decode", DECODE, 2): ("router", DECODE, 3),
     ("decode", PREFILL, 3): ("decode", DECODE, 2),
     ("prefill", PREFILL, 2): ("decode", PREFILL, 3),
-    ("router", FILL, 3): ROOT,
-    ("cache", FILL, 2): ("router", FILL, 3),
 }
 PHASES = {
     # service, name, kind (1 internal) -> parent
-    ("cache", "cache get", 1): ("cache", LOOKUP, 2),
+    ("cache", "cache get", 1): ("cache", JOIN, 2),
     ("decode", "queue", 1): ("decode", DECODE, 2),
     ("decode", "kv receive", 1): ("decode", DECODE, 2),
     ("prefill", "queue", 1): ("prefill", PREFILL, 2),
     ("prefill", "prefill chunk", 1): ("prefill", PREFILL, 2),
     ("prefill", "kv send", 1): ("prefill", PREFILL, 2),
     ("decode", "decode", 1): ("decode", DECODE, 2),
-    ("cache", "cache put", 1): ("cache", FILL, 2),
+    ("cache", "cache put", 1): ("cache", JOIN, 2),
 }
 
 CLOCK_NS = 1_000_000
@@ -225,3 +223,4 @@ def test_no_text_is_recorded(remote: Remote) -> None:
     values = [value for span in remote.collector.spans for value in span.attributes.values()]
     assert all(value == ["length"] for value in values if isinstance(value, list))
     assert not any(isinstance(value, bytes) for value in values)
+    assert b".messages" not in told, "no attribute for it either: there is a switch, and it is off"
