@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 
 import grpc
 import typer
+from rich.columns import Columns
 from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
@@ -137,14 +138,16 @@ def _workers(state: observe_pb2.WatchMeshResponse) -> Table:
 def _time(state: observe_pb2.WatchMeshResponse) -> Group:
     """Where requests' time went, as one bar and its legend."""
     shares = _shares(state)
-    line, legend = Text(), Text()
+    line = Text()
+    entries: list[Text] = []
     for kind, share in sorted(shares.items(), key=lambda item: -item[1]):
         colour = COLOURS.get(kind, "white")
         line.append("█" * round(share * _SHARE_CELLS), style=colour)
-        legend.append("■ ", style=colour).append(f"{kind} {share:.1%}   ")
+        entries.append(Text.assemble(("■ ", colour), f"{kind} {share:.1%}", no_wrap=True))
     if not shares:
-        legend = Text("no request ended in the window", style="dim")
-    return Group(Text("where the time went", style="dim"), line, legend)
+        entries = [Text("no request ended in the window", style="dim")]
+    # In columns: a line's end must not part a kind from its share.
+    return Group(Text("where the time went", style="dim"), line, Columns(entries, padding=(0, 3)))
 
 
 def _shares(state: observe_pb2.WatchMeshResponse) -> dict[str, float]:

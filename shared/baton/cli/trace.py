@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import UTC
 from typing import Annotated, Any, Final
 
 import grpc
@@ -21,7 +22,7 @@ from baton.internal.v1 import observe_pb2, observe_pb2_grpc
 from baton.v1 import inference_pb2
 
 _TIMEOUT: Final = 5.0
-_SHOWN_PARTS: Final = 3
+_SHOWN_PARTS: Final = 2
 
 
 def trace(
@@ -75,7 +76,7 @@ def _beginning(stub: observe_pb2_grpc.ObserveStub, beginning: str) -> list[obser
 def _list(records: Sequence[observe_pb2.RequestRecord]) -> Table | Text:
     if not records:
         return Text("no requests yet", style="dim")
-    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for title, width in (("received", 8), ("request", 8), ("outcome", 9)):
         table.add_column(title, no_wrap=True, min_width=width)
     for title, width in (("tokens", 9), ("first, ms", 9), ("all, ms", 7)):
@@ -85,9 +86,11 @@ def _list(records: Sequence[observe_pb2.RequestRecord]) -> Table | Text:
         ledger, usage = client_ledger.from_proto(record.summary.ledger), record.summary.usage
         mostly = Text()
         for entry in sorted(ledger.total.entries if ledger.total else (), key=lambda e: -e.duration_ns)[:_SHOWN_PARTS]:
-            mostly.append(f"{entry.hop} {entry.kind}  ", style=COLOURS.get(entry.kind, "white"))
+            mostly.append("  " if mostly else "").append(
+                f"{entry.hop} {entry.kind}", style=COLOURS.get(entry.kind, "white")
+            )
         table.add_row(
-            record.received.ToDatetime().strftime("%H:%M:%S"),
+            record.received.ToDatetime(UTC).astimezone().strftime("%H:%M:%S"),
             record.request_id[:8],
             Text(record.outcome, style="green" if record.outcome == "ok" else "yellow"),
             f"{usage.prompt_tokens} → {usage.completion_tokens}",
