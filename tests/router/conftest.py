@@ -44,9 +44,11 @@ async def running_router(model: Path, **settings: object) -> AsyncIterator[Route
         await server.start()
         address = f"127.0.0.1:{port}"
         options = [("grpc.max_send_message_length", -1)]
-        async with grpc.aio.insecure_channel(address, options=options) as channel:
-            yield Router(inference_pb2_grpc.InferenceStub(channel), address, runtime)
-        await server.stop(0)
+        try:
+            async with grpc.aio.insecure_channel(address, options=options) as channel:
+                yield Router(inference_pb2_grpc.InferenceStub(channel), address, runtime)
+        finally:
+            await server.stop(0)  # of a failed test too: a server that runs on keeps the process from ending
 
 
 @pytest.fixture
