@@ -99,7 +99,7 @@ async def prefills(mesh: Mesh) -> float:
 
 async def flying(router: Service) -> None:
     """Wait until a router has a generation under way."""
-    while not await asyncio.to_thread(counted, router, "baton_response_cache_flights"):
+    while not await asyncio.to_thread(counted, router, "baton_response_cache_flights"):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
 
 
