@@ -64,6 +64,7 @@ class ObserveServicer(observe_pb2_grpc.ObserveServicer):
             in_flight=self._inference.in_flight,
             outcomes=window.outcomes,
             cache_hits=window.cache_hits,
+            coalesced=window.coalesced,
             tokens_per_second=window.tokens_per_second,
             time_to_first_token=_percentiles(window.time_to_first_token),
             inter_token=_percentiles(window.inter_token),

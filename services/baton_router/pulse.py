@@ -13,6 +13,7 @@ from baton_router.outcome import OK
 from baton_router.reservoir import Reservoir
 
 _SLICE_NS = 100_000_000
+_FROM_STORE = (inference_pb2.CACHE_STATUS_HIT, inference_pb2.CACHE_STATUS_SEMANTIC)
 _SAMPLES = 200  # latencies of a kind kept of one slice; more are sampled. What is counted is counted in full.
 
 
@@ -46,6 +47,7 @@ class Window:
     seconds: float
     outcomes: Counter[str] = field(default_factory=Counter)
     cache_hits: int = 0
+    coalesced: int = 0
     tokens_per_second: float = 0.0
     time_to_first_token: Percentiles | None = None
     inter_token: Percentiles | None = None
@@ -76,9 +78,10 @@ class Pulse:
     def ended(self, outcome: str, summary: inference_pb2.Summary) -> None:
         """A request is over."""
         running, ledger = self._running(), summary.ledger
-        cache_hit = summary.cache_status == inference_pb2.CACHE_STATUS_HIT
+        cache_hit = summary.cache_status in _FROM_STORE
         running.outcomes[outcome] += 1
         running.cache_hits += cache_hit
+        running.coalesced += summary.cache_status == inference_pb2.CACHE_STATUS_COALESCED
         for entry in ledger.total.entries:
             running.ledger[entry.hop, entry.kind] += entry.duration.ToNanoseconds()
         if outcome == OK and ledger.HasField("first_token") and not cache_hit:
@@ -97,6 +100,7 @@ class Pulse:
                 tokens += part.tokens
                 window.outcomes.update(part.outcomes)
                 window.cache_hits += part.cache_hits
+                window.coalesced += part.coalesced
                 window.ledger.update(part.ledger)
                 gaps += part.gaps.weighted()
                 first_tokens += part.first_tokens.weighted()
@@ -123,6 +127,7 @@ class _Slice:
     tokens: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     cache_hits: int = 0
+    coalesced: int = 0
     ledger: Counter[tuple[int, int]] = field(default_factory=Counter)
 
 

@@ -26,9 +26,10 @@ def test_ctrl_c_is_the_way_out_and_no_failure(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_count_of_a_rate_is_divided_by_the_time() -> None:
-    state = observe_pb2.WatchMeshResponse(outcomes={"ok": 150, "worker_lost": 50}, cache_hits=30)
+    state = observe_pb2.WatchMeshResponse(outcomes={"ok": 150, "worker_lost": 50}, cache_hits=30, coalesced=70)
     state.window.FromNanoseconds(10_000_000_000)
     with console.out.capture() as captured:
         console.out.print(top.screen(state, "127.0.0.1:1"))
     rows = {line.split("  ")[0]: line.split()[-1] for line in captured.get().splitlines() if line.strip()}
-    assert (rows["requests"], rows["cache hits"], rows["worker_lost"]) == ("20.0", "3.0", "5.0")
+    assert (rows["requests"], rows["cache hits"], rows["coalesced"]) == ("20.0", "3.0", "7.0")
+    assert rows["worker_lost"] == "5.0"

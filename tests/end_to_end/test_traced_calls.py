@@ -67,3 +67,33 @@ async def test_the_ratio_is_for_those_whose_caller_did_not_decide(small_model: P
     assert TRACES[1] not in traces, "so does one that is not"
     assert len(traces) == int(ratio)
     assert all({span.service for span in spans} == everywhere for spans in traces.values())
+
+
+async def test_who_shares_a_generation_says_with_whom(small_model: Path) -> None:
+    """Also when the one it was generated for is gone: what is done for the others is still told in its trace."""
+    request = inference_pb2.StreamGenerateRequest(
+        token_ids=REQUEST.token_ids,
+        sampling=sampling_pb2.SamplingParams(max_tokens=300, temperature=0, ignore_eos=True),
+    )
+    async with traced_mesh(small_model, cache=True) as (mesh, collector), mesh.stub() as stub:
+        metadata = [(("traceparent", f"00-{trace}-{PARENT}-01"), ("x-request-id", trace)) for trace in TRACES[:2]]
+        first = stub.StreamGenerate(request, metadata=metadata[0], timeout=60)
+        for _ in range(2):
+            await first.read()
+        second = stub.StreamGenerate(request, metadata=metadata[1], timeout=60)
+        await second.read()
+        first.cancel()
+        while (message := await second.read()) is not grpc.aio.EOF:
+            last = message
+        assert last.summary.cache_status == inference_pb2.CACHE_STATUS_COALESCED
+    traces = collector.traces()
+    (shared,) = traces[TRACES[1]]
+    assert (shared.attributes["baton.cache"], shared.attributes["baton.coalesced_with"]) == ("coalesced", TRACES[0])
+    origin = traces[TRACES[0]]
+    ids = {span.span_id for span in origin} | {PARENT}
+    assert {span.service for span in origin} >= {"baton-router", "baton-cache", "baton-decode"}
+    assert all(span.parent_id in ids for span in origin), "nothing hangs in the air"
+    (root,) = (span for span in origin if span.name == "baton.v1.Inference/StreamGenerate")
+    assert root.attributes["baton.outcome"] == "cancelled"
+    (decode,) = (span for span in origin if span.name == "decode")
+    assert decode.end_ns > root.end_ns, "it went on for the other"

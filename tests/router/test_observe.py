@@ -197,11 +197,12 @@ def test_a_busy_moment_weighs_as_much_as_it_held() -> None:
     assert sum(len(part.gaps.weighted()) for part in pulse._slices) == 400
 
 
-def test_a_hit_says_nothing_of_how_fast_tokens_are_generated() -> None:
+@pytest.mark.parametrize("status", [inference_pb2.CACHE_STATUS_HIT, inference_pb2.CACHE_STATUS_SEMANTIC])
+def test_a_hit_says_nothing_of_how_fast_tokens_are_generated(status: inference_pb2.CacheStatus.ValueType) -> None:
     pulse = Pulse()
     record = Record("hit", "Generate", pulse)
     with record.closing():
-        record.summary.cache_status = inference_pb2.CACHE_STATUS_HIT
+        record.summary.cache_status = status
         for _ in range(6):
             record.account.first_token()
             record.chunk(1)
@@ -210,6 +211,19 @@ def test_a_hit_says_nothing_of_how_fast_tokens_are_generated() -> None:
     window = pulse.window()
     assert (window.outcomes["ok"], window.cache_hits, window.tokens_per_second) == (1, 1, 0.0)
     assert window.time_to_first_token is window.inter_token is None
+
+
+def test_a_shared_generation_is_counted_and_its_first_token_is_one() -> None:
+    pulse = Pulse()
+    record = Record("follower", "Generate", pulse)
+    with record.closing():
+        record.coalesced("leader")
+        record.account.first_token()
+        record.chunk(1)
+        record.account.handed_over()
+    window = pulse.window()
+    assert (window.cache_hits, window.coalesced, window.tokens_per_second) == (0, 1, 0.0)
+    assert window.time_to_first_token is not None
 
 
 def test_percentiles_are_of_the_nearest_rank() -> None:

@@ -66,6 +66,7 @@ def to_json(state: observe_pb2.WatchMeshResponse) -> dict[str, Any]:
         "in_flight": state.in_flight,
         "outcomes": dict(state.outcomes),
         "cache_hits": state.cache_hits,
+        "coalesced": state.coalesced,
         "tokens_per_second": state.tokens_per_second,
         "ttft_ms": _percentiles_ms(state.time_to_first_token) if state.HasField("time_to_first_token") else None,
         "itl_ms": _percentiles_ms(state.inter_token) if state.HasField("inter_token") else None,
@@ -113,6 +114,7 @@ def _rates(state: observe_pb2.WatchMeshResponse, seconds: float) -> Table:
             row = [milliseconds(1e6 * value) for value in _percentiles_ms(getattr(state, field)).values()]
         table.add_row(name, "", "", *row)
     table.add_row("cache hits", "", f"{state.cache_hits / seconds:.1f}", "", "", "")
+    table.add_row("coalesced", "", f"{state.coalesced / seconds:.1f}", "", "", "")
     for name, count in sorted(failed.items()):
         table.add_row(Text(escape(name), style="yellow"), "", f"{count / seconds:.1f}", "", "", "")
     return table

@@ -63,7 +63,9 @@ class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Kind.ValueType],
     KIND_COMPUTE: _Kind.ValueType  # 1
     """In a model forward or in sampling that serves the request."""
     KIND_QUEUE: _Kind.ValueType  # 2
-    """Admitted and waiting: for a scheduler slot, for KV memory, for its turn, preempted."""
+    """Admitted and waiting: for a scheduler slot, for KV memory, for its turn, preempted. In the router: for a worker, or
+    for the generation of an equal request, which it shares.
+    """
     KIND_NETWORK: _Kind.ValueType  # 3
     """Between two services: the caller's observed time less the callee's own; both directions, gRPC's encoding included."""
     KIND_TRANSFER: _Kind.ValueType  # 4
@@ -87,7 +89,9 @@ KIND_UNSPECIFIED: Kind.ValueType  # 0
 KIND_COMPUTE: Kind.ValueType  # 1
 """In a model forward or in sampling that serves the request."""
 KIND_QUEUE: Kind.ValueType  # 2
-"""Admitted and waiting: for a scheduler slot, for KV memory, for its turn, preempted."""
+"""Admitted and waiting: for a scheduler slot, for KV memory, for its turn, preempted. In the router: for a worker, or
+for the generation of an equal request, which it shares.
+"""
 KIND_NETWORK: Kind.ValueType  # 3
 """Between two services: the caller's observed time less the callee's own; both directions, gRPC's encoding included."""
 KIND_TRANSFER: Kind.ValueType  # 4

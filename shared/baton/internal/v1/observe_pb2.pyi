@@ -214,12 +214,15 @@ class WatchMeshResponse(_message.Message):
     INTER_TOKEN_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
+    COALESCED_FIELD_NUMBER: _builtins.int
     in_flight: _builtins.int
     """Requests being served now."""
     cache_hits: _builtins.int
     """Answers from the response cache in the window."""
     tokens_per_second: _builtins.float
     """Generated tokens per second over the window."""
+    coalesced: _builtins.int
+    """Requests that ended in the window and shared the generation of an equal one."""
     @_builtins.property
     def window(self) -> _duration_pb2.Duration:
         """Length of the window that rates, percentiles and ledger are of."""
@@ -256,10 +259,11 @@ class WatchMeshResponse(_message.Message):
         inter_token: Global___Percentiles | None = ...,
         ledger: _abc.Iterable[_ledger_pb2.LedgerEntry] | None = ...,
         workers: _abc.Iterable[Global___WorkerView] | None = ...,
+        coalesced: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["inter_token", b"inter_token", "time_to_first_token", b"time_to_first_token", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_hits", b"cache_hits", "in_flight", b"in_flight", "inter_token", b"inter_token", "ledger", b"ledger", "outcomes", b"outcomes", "time_to_first_token", b"time_to_first_token", "tokens_per_second", b"tokens_per_second", "window", b"window", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_hits", b"cache_hits", "coalesced", b"coalesced", "in_flight", b"in_flight", "inter_token", b"inter_token", "ledger", b"ledger", "outcomes", b"outcomes", "time_to_first_token", b"time_to_first_token", "tokens_per_second", b"tokens_per_second", "window", b"window", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
