@@ -52,11 +52,12 @@ class Answers:
         timeline.enter(ledger_pb2.KIND_CACHE)
         name = self._names.answer(digest.name)
         try:
-            value = self._local.get(name)
-            tier = "local"
-            if value is None:
-                value = await self._read(name)
-                tier = "redis"
+            with tracing.phase("cache get"):
+                value = self._local.get(name)
+                tier = "local"
+                if value is None:
+                    value = await self._read(name)
+                    tier = "redis"
             if value is None:
                 return Missing(response_cache_pb2.MISS_REASON_ABSENT)
             timeline.enter(ledger_pb2.KIND_SERIALIZE)
@@ -79,7 +80,7 @@ class Answers:
             timeline.enter(ledger_pb2.KIND_CACHE)
 
     async def _read(self, name: str) -> bytes | None:
-        with self._local.reading(name) as reading, tracing.phase("cache get"):
+        with self._local.reading(name) as reading:
             read = await self._store.get(name, self._most_bytes + OVERHEAD)
             if read is None:
                 return None

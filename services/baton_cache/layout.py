@@ -37,11 +37,17 @@ class Layout:
 
     @classmethod
     def of_ranges(cls, ranges: Iterable[tuple[int, int, Address]]) -> Layout:
-        """Servers with their first and last slot. Where none is named there is none."""
+        """Servers with their first and last slot. Where none is named there is none.
+
+        Raises:
+            ValueError: two are named for one slot, or there is no such slot.
+        """
         starts: list[int] = []
         owners: list[Address | None] = []
         free = 0
         for first, last, address in sorted(ranges, key=lambda each: each[0]):
+            if not free <= first <= last < SLOTS:
+                raise ValueError("no such slots, or named twice")
             if first > free:
                 starts.append(free)
                 owners.append(None)
@@ -89,10 +95,13 @@ def of_sentinel(answer: Sequence[Any] | None) -> Layout:
     Raises:
         ValueError: there is no such master.
     """
-    if not answer or len(answer) != 2:
-        raise ValueError("no such master")
-    return Layout.of_one(Address(_text(answer[0]), int(answer[1])))
+    match answer:
+        case [bytes(host), bytes(port)]:
+            return Layout.of_one(Address(host.decode(), int(port)))
+    raise ValueError("no such master")
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else value or ""
+    if not isinstance(value, bytes | None):
+        raise TypeError("not a name")
+    return value.decode() if value else ""

@@ -29,6 +29,8 @@ _PAUSE: Final = 0.2
 """Seconds until a lost connection is tried again."""
 _PAUSE_UNABLE: Final = 30.0
 """Seconds until a server that cannot do it, or does not let us, is asked again."""
+_LOST: Final = (*UNREACHABLE, AttributeError, IndexError, TypeError)
+"""What a lost connection looks like; the last three: redis-py's parser, when something else than Redis talks."""
 _PUSHED: Final = object()
 
 
@@ -76,7 +78,7 @@ class Tracking:
             except* Unable as errors:
                 pause = _PAUSE_UNABLE
                 self._say(logging.WARNING, f"the local tier is off: Redis does not tell of changes: {_first(errors)}")
-            except* (Moved, *UNREACHABLE):
+            except* (Moved, *_LOST):
                 self._say(logging.INFO, "the local tier is off: the connection that tells of changes is lost")
             finally:
                 self._local.turn_off()
@@ -133,14 +135,14 @@ class Tracking:
 
     async def _changed(self, message: list[Any]) -> object:
         """Take a push: `invalidate`, and names; none: all of them. Must not fail: redis-py would go on without it."""
-        names = message[1]
-        if names is None:
-            LOCAL_INVALIDATIONS.labels("all").inc()
-            self._local.drop()
-        else:
-            LOCAL_INVALIDATIONS.labels("name").inc(len(names))
-            for name in names:
-                self._local.changed(name.decode(errors="replace") if isinstance(name, bytes) else name)
+        match message:
+            case [_, [*names]]:
+                LOCAL_INVALIDATIONS.labels("name").inc(len(names))
+                for name in names:
+                    self._local.changed(name.decode(errors="replace") if isinstance(name, bytes) else str(name))
+            case _:
+                LOCAL_INVALIDATIONS.labels("all").inc()
+                self._local.drop()
         return _PUSHED
 
     def _addresses(self) -> frozenset[Address]:

@@ -205,11 +205,15 @@ NOISE = (
     b"*1000000000\r\n",
     b":5\r\n:5\r\n",
     b"+OK\r\n" * 9,
+    b"+OK\r\n>0\r\n",
+    b"%1\r\n$5\r\nproto\r\n:3\r\n+OK\r\n>2\r\n$10\r\ninvalidate\r\n:7\r\n",
+    b"*1\r\n*3\r\n:-5\r\n:99999\r\n*2\r\n:1\r\n:2\r\n",
 )
 
 
+@pytest.mark.parametrize("url", ["redis://:pw@{}", "redis+sentinel://{}/mesh", "redis+cluster://{}", "redis://{}"])
 @pytest.mark.parametrize("noise", NOISE)
-async def test_something_else_listens(noise: bytes) -> None:
+async def test_something_else_listens(noise: bytes, url: str) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(4096):
             writer.write(noise)
@@ -218,7 +222,7 @@ async def test_something_else_listens(noise: bytes) -> None:
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     local = {"local_bytes": 10**6, "local_ping_seconds": 0.1}
-    async with server, running_cache(f"redis://127.0.0.1:{port}", redis_timeout=TIMEOUT, **local) as cache:
+    async with server, running_cache(url.format(f"127.0.0.1:{port}"), redis_timeout=TIMEOUT, **local) as cache:
         for _ in range(5):
             assert not (await cache.lookup(cache_key())).hit
             await cache.fill(cache_key(), an_answer())

@@ -135,8 +135,17 @@ def test_what_servers_tell() -> None:
     told = [[0, 99, [b"a", 5, b"id", []], [b"replica", 6, b"id"]], [100, SLOTS - 1, [b"", 7, b"id"]]]
     assert of_cluster_slots(told, asked).servers() == {Address("a", 5), Address("asked", 7)}
     assert of_sentinel([b"a", b"5"]) == Layout.of_one(Address("a", 5))
-    for nonsense in ([[1]], [[b"x", 1, [b"a", 5]]], [1], [[0, 1, None]]):
+    for nonsense in (
+        [[1]],
+        [[b"x", 1, [b"a", 5]]],
+        [1],
+        [[0, 1, None]],
+        [[-1, 5, [b"a", 5]]],
+        [[0, 99999, [b"a", 5]]],
+        5,
+    ):
         with pytest.raises(ValueError):  # noqa: PT011 whatever it says
             of_cluster_slots(nonsense, asked)
-    with pytest.raises(ValueError, match="no such master"):
-        of_sentinel(None)
+    for nonsense in (None, [], [b"a"], 5, [5, 5], b"ab"):
+        with pytest.raises(ValueError, match="no such master"):
+            of_sentinel(nonsense)  # type: ignore[arg-type]

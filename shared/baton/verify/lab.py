@@ -71,8 +71,8 @@ async def running_lab(model: Path, on_log: OnLog = lambda process, line: None) -
             drain_seconds=2.0,
             extra={
                 "decode": ("--local-prefill-tokens", "16"),
-                # What is slow on purpose must not be given up on.
-                "cache": ("--redis-timeout", "2"),
+                # What is slow on purpose must not be given up on, nor passed over.
+                "cache": ("--redis-timeout", "2", "--local-bytes", "0"),
                 "router": ("--cache-timeout-seconds", "3"),
             },
             environment={
