@@ -100,12 +100,17 @@ def running(*servers: Server) -> Iterator[None]:
             server.kill()
 
 
+_CLUSTER = (
+    "cluster-enabled yes",
+    "cluster-config-file nodes",
+    "cluster-node-timeout 1000",
+    "cluster-require-full-coverage no",  # a cache wants what is left
+)
+
+
 def a_cluster(directory: Path) -> list[Server]:
     """Three masters; `joined` makes them one cluster."""
-    return [
-        Server(directory / f"node{i}", "cluster-enabled yes", "cluster-node-timeout 1000", "cluster-config-file nodes")
-        for i in range(3)
-    ]
+    return [Server(directory / f"node{i}", *_CLUSTER) for i in range(3)]
 
 
 def join(servers: list[Server]) -> None:
