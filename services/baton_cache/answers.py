@@ -81,7 +81,7 @@ class Answers:
 
     async def _read(self, name: str) -> bytes | None:
         with self._local.reading(name) as reading:
-            read = await self._store.get(name, self._most_bytes + OVERHEAD)
+            read = await self._store.get(name, self._most_bytes + OVERHEAD, with_ttl=not reading.spoilt)
             if read is None:
                 return None
             READ_BYTES.inc(len(read.value))
@@ -97,7 +97,7 @@ class Answers:
             StoreFailed: not known.
             CorruptValue, NotAValue, OtherVersion, TooLarge: it would not be served.
         """
-        read = await self._store.get(self._names.answer(entry), self._most_bytes + OVERHEAD)
+        read = await self._store.get(self._names.answer(entry), self._most_bytes + OVERHEAD, with_ttl=True)
         return None if read is None else (inspect(read.value, self._most_bytes), read)
 
     async def keep(self, digest: KeyDigests, answer: response_cache_pb2.CachedAnswer, ttl_ms: int) -> bool:

@@ -39,7 +39,7 @@ class NotAValue(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A value, and how much longer it may be served."""
+    """A value, and how much longer it may be served: for ever, if that was not asked."""
 
     value: bytes
     ttl_seconds: float
@@ -83,8 +83,13 @@ class Store:
                 POOL_IN_USE.set_function(lambda: 0)
                 BREAKER_OPEN.set_function(lambda: 0)
 
-    async def get(self, name: str, most_bytes: int) -> Read | None:
+    async def get(self, name: str, most_bytes: int, with_ttl: bool) -> Read | None:
         """The value of a name; None: there is none. Of a longer one, `most_bytes` and one more.
+
+        Args:
+            name: whose.
+            most_bytes: that are read and allocated, whatever is there.
+            with_ttl: whether to ask for the time left. It doubles what the call costs this process: 65 us.
 
         Raises:
             StoreFailed: not known.
@@ -92,15 +97,20 @@ class Store:
         """
 
         async def command(redis: Redis) -> list[Any]:
-            async with redis.pipeline(transaction=False) as pipeline:
-                pipeline.getrange(name, 0, most_bytes)  # like GET, but no more is allocated, whatever is there
-                pipeline.pttl(name)
-                return await pipeline.execute()
+            if with_ttl:
+                async with redis.pipeline(transaction=False) as pipeline:
+                    pipeline.getrange(name, 0, most_bytes)
+                    pipeline.pttl(name)
+                    return await pipeline.execute()
+            value = await redis.getrange(name, 0, most_bytes)
+            return [value, None if value else await redis.pttl(name)]  # empty, or not there?
 
         value, ttl_ms = await self.call("get", name, command)
-        if not isinstance(value, bytes) or not isinstance(ttl_ms, int):
+        if not isinstance(value, bytes) or not isinstance(ttl_ms, int | None):
             raise StoreFailed("nonsense")
-        return None if ttl_ms == _ABSENT else Read(value, math.inf if ttl_ms < 0 else ttl_ms / 1000)
+        if ttl_ms == _ABSENT:
+            return None
+        return Read(value, math.inf if ttl_ms is None or ttl_ms < 0 else ttl_ms / 1000)
 
     async def set(self, name: str, value: bytes, ttl_ms: int) -> None:
         """Store a value.
