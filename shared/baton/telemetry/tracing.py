@@ -27,6 +27,7 @@ Attribute = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[
 
 _propagator = TraceContextTextMapPropagator()
 _provider: TracerProvider | None = None
+_of_baton: trace.Tracer | None = None  # kept: to get one costs as much as a span
 
 
 # Services that are asked all the time, or by operators, about no request: spans of these would only be noise.
@@ -46,7 +47,7 @@ def configure(service: str, endpoint: str, ratio: float) -> None:
 
     The export queue is bounded and drops when full: serving never waits for a collector.
     """
-    global _provider
+    global _provider, _of_baton
     if not endpoint:
         return
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -57,6 +58,7 @@ def configure(service: str, endpoint: str, ratio: float) -> None:
     # What is queued is flushed by `shutdown`; at the exit of a process that ends some other way nothing may wait.
     _provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(ratio)), shutdown_on_exit=False)
     _provider.add_span_processor(SpanQueue(OTLPSpanExporter(endpoint=endpoint, insecure=True, timeout=2)))
+    _of_baton = _provider.get_tracer("baton", __version__)
     trace.set_tracer_provider(_provider)
 
 
@@ -175,8 +177,8 @@ def set_call_attributes(attributes: Mapping[str, Attribute]) -> None:
 
 
 def _tracer() -> trace.Tracer:
-    assert _provider is not None
-    return _provider.get_tracer("baton", __version__)
+    assert _of_baton is not None
+    return _of_baton
 
 
 def call(method: str, start: Callable[..., CallT], request: Any, timeout: float | None, target: str) -> CallT:
@@ -228,7 +230,7 @@ def _code_of(call: Any) -> grpc.StatusCode:
 
 def shutdown() -> None:
     """Deliver what is queued, for about two seconds at most, and stop exporting."""
-    global _provider
+    global _provider, _of_baton
     if _provider is not None:
         _provider.shutdown()
-        _provider = None
+        _provider = _of_baton = None
