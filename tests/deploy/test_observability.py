@@ -214,6 +214,12 @@ def test_panels_do_not_overlap() -> None:
                     assert taken.setdefault((x, y), panel["title"]) == panel["title"]
 
 
+def test_panels_have_ids_of_their_own() -> None:
+    for path in DASHBOARDS:
+        ids = [panel["id"] for panel in json.loads(path.read_text(encoding="utf-8"))["panels"]]
+        assert len(ids) == len(set(ids))
+
+
 def test_grafana_finds_its_dashboards() -> None:
     (provider,) = load("deploy/grafana/provisioning/dashboards/baton.yaml")["providers"]
     grafana = files.services(*files.LAYERS)["grafana"]
