@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from prometheus_client import REGISTRY
 
 from baton.internal.v1 import response_cache_pb2
 from baton.rpc.service import CannotStart
@@ -208,6 +209,37 @@ async def test_sentinel_failover(watched: Watched, fault: signal.Signals) -> Non
         with watched.replica.client() as client:
             assert client.role()[0] == b"master"
             assert await _there(client)
+
+
+async def test_sentinel_switches_masters_that_both_live(watched: Watched) -> None:
+    """The old master goes on answering, as a replica: reads still work there, and changes must be heard of elsewhere."""
+    await watched.ready()
+    async with running_cache(watched.url, local_bytes=10**6, local_ping_seconds=0.1, **QUICK) as cache:
+        assert await works(cache)
+        with watched.sentinels[0].client() as sentinel:
+            sentinel.execute_command("SENTINEL", "FAILOVER", "mesh")
+        with watched.replica.client() as new:
+
+            async def switched() -> bool:
+                return new.role()[0] == b"master" and await cache.fill(cache_key((1,)), an_answer())
+
+            await eventually(switched, 60)
+
+            async def forgotten() -> bool:
+                return not (await cache.lookup(cache_key())).hit
+
+            await eventually(lambda: _held(cache), 20)
+            new.unlink(name_of(cache_key()))
+            await eventually(forgotten, 10)
+
+
+async def _held(cache: Cache) -> bool:
+    """Look up; whether the answer was in memory. If it is nowhere, it is stored."""
+    name, labels = "baton_cache_hits_total", {"tier": "local"}
+    before = REGISTRY.get_sample_value(name, labels)
+    if not (await cache.lookup(cache_key())).hit:
+        await cache.fill(cache_key(), an_answer())
+    return REGISTRY.get_sample_value(name, labels) != before
 
 
 async def test_a_sentinel_is_frozen_and_one_is_down(watched: Watched) -> None:
