@@ -22,10 +22,18 @@ WANTED_MS: Final = 1500
 CHUNKS_MS: Final = 60_000
 _BATCH: Final = 64  # entries read at once
 
-# Only the holder may renew or end its lease: it may have expired, and be another's by now.
-_RENEW: Final = (
-    "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) else return 0 end"
-)
+# Only the holder may renew or end its lease, or write: it may have expired, and be another's by now.
+_HOLD: Final = """
+if redis.call('get', KEYS[1]) ~= ARGV[1] then return {0, 0} end
+redis.call('pexpire', KEYS[1], ARGV[2])
+local wanted = redis.call('exists', KEYS[2])
+if #ARGV > 2 then
+    if ARGV[3] == 'first' then redis.call('unlink', KEYS[3]) end
+    redis.call('xadd', KEYS[3], '*', 'position', ARGV[4], 'chunks', ARGV[5])
+    redis.call('pexpire', KEYS[3], ARGV[6])
+end
+return {1, wanted}
+"""
 _RELEASE: Final = (
     "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('unlink', KEYS[1], KEYS[2]) else return 0 end"
 )
@@ -101,16 +109,16 @@ class Relay:
             chunks: none, or the next; the first time all there are.
         """
 
-        def commands(pipeline: Any) -> None:
-            pipeline.eval(_RENEW, 1, self._lead, self._token, LEASE_MS)
-            pipeline.exists(self._wanted)
-            if chunks is not None:
-                if not self._published:
-                    pipeline.unlink(self._chunks)  # an earlier leader's
-                pipeline.xadd(self._chunks, {"position": position, "chunks": chunks.SerializeToString()})
-                pipeline.pexpire(self._chunks, CHUNKS_MS)
+        arguments: list[str | int | bytes] = [self._token, LEASE_MS]
+        if chunks is not None:
+            # What an earlier leader wrote is not gone on with.
+            part = "next" if self._published else "first"
+            arguments += [part, position, chunks.SerializeToString(), CHUNKS_MS]
 
-        renewed, wanted, *_ = await self._run("hold", commands)
+        def commands(pipeline: Any) -> None:
+            pipeline.eval(_HOLD, 3, self._lead, self._wanted, self._chunks, *arguments)
+
+        ((renewed, wanted),) = await self._run("hold", commands)
         self._published |= chunks is not None
         return Held(ours=bool(renewed), wanted=bool(wanted))
 
