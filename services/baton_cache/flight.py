@@ -127,6 +127,8 @@ class Seat:
     def _require_lead(self) -> None:
         if self._flight.leader is not self:
             raise Misbehaved("this caller does not lead")
+        if self._flight.last_word is not None:
+            raise Misbehaved("the answer has ended")
 
 
 class Flight:
@@ -157,7 +159,7 @@ class Flight:
         self._led_elsewhere = False
         self._wanted_elsewhere = False
         self._leased = False
-        self._published = 0  # chunks, to other replicas
+        self._published = self._published_tokens = 0  # chunks and their tokens, to other replicas
         self.log: StreamLog[CachedChunk] = StreamLog()
         self.leader: Seat | None = None
         self.last_word: JoinResponse | None = None
@@ -277,7 +279,7 @@ class Flight:
     async def _led_here(self) -> None:
         """Callers lead, one after the other, until there is an end or nobody."""
         renewed_at = asyncio.get_running_loop().time()
-        self._published = 0
+        self._published = self._published_tokens = 0
         while self._seats and self.last_word is None and not self.dissolved:
             if self.leader is None:
                 self.leader = self._seats[0]
@@ -299,20 +301,18 @@ class Flight:
         chunks = None
         items = self.log.items[self._published :]
         if self._wanted_elsewhere and items:
-            before = _tokens(self.log.items[: self._published])
-            chunks = response_cache_pb2.JoinChunks(index=before, chunks=items)
+            chunks = response_cache_pb2.JoinChunks(index=self._published_tokens, chunks=items)
         try:
             held = await self._relay.hold(self._published, chunks)
             if not held.ours:  # Redis was flushed, or did not hear from us for long
-                claim = await self._relay.claim()
-                self._published = 0
-                held_again = claim.ours
-                self._leased = held_again
+                self._leased = (await self._relay.claim()).ours
+                self._published = self._published_tokens = 0
                 return
         except StoreFailed:
             return  # the lease may expire; then another replica's callers lead too
         if chunks is not None:
             self._published += len(items)
+            self._published_tokens += _tokens(items)
         if held.wanted != self._wanted_elsewhere:
             self._wanted_elsewhere = held.wanted
             self.log.notify()

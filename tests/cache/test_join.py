@@ -14,7 +14,12 @@ import redis
 
 from baton.cli.redis_server import EmbeddedRedis
 from baton.internal.v1 import response_cache_pb2
-from tests.cache.conftest import Cache, an_answer, cache_key, eventually, running_cache
+from baton.rpc.breaker import Breaker
+from baton_cache.flight import Flight, Misbehaved
+from baton_cache.names import Names
+from baton_cache.relay import Relay
+from baton_cache.store import Store
+from tests.cache.conftest import PATIENT, Cache, an_answer, cache_key, eventually, running_cache
 
 LEADER = response_cache_pb2.JOIN_ROLE_LEADER
 FOLLOWER = response_cache_pb2.JOIN_ROLE_FOLLOWER
@@ -367,3 +372,29 @@ async def test_draining_sends_everyone_elsewhere(redis_server: EmbeddedRedis) ->
             cache.runtime.draining.set()
             for one in (leader, follower):
                 assert await one.over() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_nothing_comes_after_the_last_word(redis_server: EmbeddedRedis) -> None:
+    """A leader that goes on talking adds nothing to what followers were told is all."""
+    answer = an_answer(chunks=2)
+
+    async def find() -> None:
+        return None
+
+    async def keep(answer: response_cache_pb2.CachedAnswer, ttl_ms: int) -> None:
+        return None
+
+    async with Store.connected(redis_server.url, PATIENT, 4, Breaker(3, 1.0)) as store:
+        flight = Flight(Relay(store, Names("baton:"), "entry"), find, max_bytes=1000)
+        leader, follower = flight.take_seat(keep), flight.take_seat(keep)
+        running = asyncio.create_task(flight.run())
+        responses = follower.responses()
+        assert (await anext(responses)).seat.role == FOLLOWER
+        leader.done(answer, 1000)
+        with pytest.raises(Misbehaved):
+            leader.chunks(response_cache_pb2.JoinChunks(index=4, chunks=an_answer(chunks=3).chunks[2:]))
+        with pytest.raises(Misbehaved):
+            leader.done(an_answer(chunks=3), 1000)
+        assert (await anext(responses)).chunks.chunks == answer.chunks
+        assert (await anext(responses)).WhichOneof("message") == "end"
+        await running
