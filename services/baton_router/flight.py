@@ -137,6 +137,8 @@ class Flight:
         """
         before = len(self.log.items)
         self.log.extend(chunks)
+        if chunks:  # what is generated here later goes on in the time of who began
+            self._began = min(self._began, self._loop.time() - chunks[-1].since_start_us / 1e6)
         self.tokens += sum(len(chunk.token_ids) for chunk in chunks)
         weight = sum(_weight(chunk) for chunk in chunks)
         for reader in list(self._readers):
@@ -185,7 +187,7 @@ class Flight:
                 reader.position += 1
                 yield chunk
             if (error := reader.error or log.error) is not None:
-                raise error
+                raise error.with_traceback(None)  # many raise it: each would add its own to one ever longer
             if log.ended:
                 return
             await log.changed()
@@ -238,13 +240,16 @@ class Flights:
 
     @asynccontextmanager
     async def owned(self) -> AsyncIterator[None]:
-        """Own the sources for the length of the block; what still flies at its end is stopped."""
+        """Own the sources for the length of the block. What still flies at its end is stopped; what has landed gets its
+        time, which is bounded, to be stored.
+        """
         async with asyncio.TaskGroup() as self._group:
             try:
                 yield
             finally:
                 for flight in self._live:
-                    flight.stop()
+                    if not flight.log.ended:
+                        flight.stop()
         self._group = None
 
     def boardable(self, key: bytes) -> Flight | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import traceback
 from collections.abc import AsyncIterator
 
 import pytest
@@ -216,3 +217,40 @@ async def test_what_comes_at_once_is_slow_reading_only_for_who_is_behind(flights
         assert await read(flight, reader(limit=7)) == list(range(300))
         with pytest.raises(SlowReader):
             await anext(chunks)
+
+
+async def test_many_readers_of_one_error_do_not_pile_it_up(flights: Flights) -> None:
+    flight = flights.launch(writing(3, Unavailable("gone")), "r", KEY)
+    errors = await asyncio.gather(*(read(flight) for _ in range(50)), return_exceptions=True)
+    assert {type(error) for error in errors} == {Unavailable}
+    for error in errors:
+        assert isinstance(error, Unavailable)
+        assert len(traceback.extract_tb(error.__traceback__)) < 20
+
+
+async def test_what_has_landed_is_stored_before_the_end() -> None:
+    stored = False
+
+    async def fly(flight: Flight) -> None:
+        nonlocal stored
+        flight.land(an_ending())
+        await asyncio.sleep(0.05)
+        stored = True
+
+    flights = Flights()
+    async with flights.owned():
+        await read(flights.launch(fly, "r", KEY))
+    assert stored
+
+
+async def test_a_follower_that_leads_goes_on_in_the_leaders_time(flights: Flights) -> None:
+    """Or a replay at the original pace would have a jump in it."""
+    times: list[int] = []
+
+    async def fly(flight: Flight) -> None:
+        flight.catch_up([CachedChunk(token_ids=[1], since_start_us=5_000_000)])
+        times.append(flight.since_start_us())
+        flight.land(an_ending())
+
+    await read(flights.launch(fly, "r", KEY))
+    assert times[0] >= 5_000_000
