@@ -31,6 +31,8 @@ FOLLOWER: Final = response_cache_pb2.JOIN_ROLE_FOLLOWER
 
 RENEW_SECONDS: Final = 0.25
 POLL_SECONDS: Final = 0.05
+PUBLISH_SECONDS: Final = POLL_SECONDS / 2
+"""Between two writes for other replicas, which poll: one for every token would not come sooner."""
 
 Find = Callable[[], Awaitable[CachedAnswer | None]]
 """Reads the stored answer."""
@@ -287,7 +289,7 @@ class Flight:
             await self._changed(POLL_SECONDS if self._wanted_elsewhere else RENEW_SECONDS if self._leased else None)
             now = asyncio.get_running_loop().time()
             news = self._wanted_elsewhere and self._published < len(self.log.items)
-            if self._leased and (news or now >= renewed_at + RENEW_SECONDS):
+            if self._leased and now >= renewed_at + (PUBLISH_SECONDS if news else RENEW_SECONDS):
                 renewed_at = now
                 await self._renew()
         if self.to_keep is not None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 
 import grpc
@@ -15,7 +16,7 @@ import redis
 from baton.cli.redis_server import EmbeddedRedis
 from baton.internal.v1 import response_cache_pb2
 from baton.rpc.breaker import Breaker
-from baton_cache.flight import Flight, Misbehaved
+from baton_cache.flight import PUBLISH_SECONDS, Flight, Misbehaved
 from baton_cache.names import Names
 from baton_cache.relay import Relay
 from baton_cache.store import Store
@@ -259,6 +260,22 @@ async def test_replicas_share_through_redis(cache: Cache, other: Cache) -> None:
         assert await leader.over() is grpc.StatusCode.OK
         assert await far_too.answer() == answer
     assert (await other.lookup(cache_key())).answer == answer
+
+
+async def test_other_replicas_are_not_written_to_for_every_token(
+    cache: Cache, other: Cache, stored: redis.Redis
+) -> None:
+    answer = an_answer(chunks=50)
+    async with Caller.seated(cache, cache_key()) as leader, Caller.seated(other, cache_key()) as far:
+        assert await leader.wanted()
+        began = time.monotonic()
+        for i, chunk in enumerate(answer.chunks):
+            await leader.send(2 * i, chunk)
+            await asyncio.sleep(0.004)
+        name = next(name for name in stored.scan_iter() if b"chunks" in name)
+        assert stored.xlen(name) <= (time.monotonic() - began) / PUBLISH_SECONDS + 1
+        await leader.done(answer)
+        assert await far.answer() == answer
 
 
 async def test_the_far_interest_ends_too(cache: Cache, other: Cache) -> None:
