@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Final
 
 from baton.internal.v1 import response_cache_pb2
 from baton.rpc.errors import Unavailable
@@ -20,6 +21,8 @@ from baton_cache.relay import Relay
 from baton_cache.store import Store
 
 log = logging.getLogger(__name__)
+
+_DRAINING: Final = "this cache is draining"
 
 
 class Flights:
@@ -41,12 +44,14 @@ class Flights:
         self._max_bytes = max_bytes
         self._flights: dict[str, Flight] = {}
         self._group: asyncio.TaskGroup | None = None
+        self._draining = asyncio.Event()
 
     @asynccontextmanager
     async def owned(self, draining: asyncio.Event) -> AsyncIterator[None]:
         """Own the flights for the length of the block. Once `draining` is set everyone is sent elsewhere."""
+        self._draining = draining
         async with asyncio.TaskGroup() as self._group:
-            closing = self._group.create_task(self._close(draining))
+            closing = self._group.create_task(self._close())
             try:
                 yield
             finally:
@@ -70,6 +75,9 @@ class Flights:
             return None if isinstance(found, Missing) else found
 
         flight = Flight(relay, find, self._max_bytes)
+        if self._draining.is_set():  # its caller came before, and was looking the answer up when all were sent away
+            flight.close(Unavailable(_DRAINING))
+            return flight
         if len(self._flights) >= self._limit:
             flight.dissolve("there are too many flights")
             return flight
@@ -88,8 +96,8 @@ class Flights:
             del self._flights[entry]
             FLIGHTS.set(len(self._flights))
 
-    async def _close(self, draining: asyncio.Event) -> None:
+    async def _close(self) -> None:
         with suppress(asyncio.CancelledError):
-            await draining.wait()
+            await self._draining.wait()
             for flight in self._flights.values():
-                flight.close(Unavailable("this cache is draining"))
+                flight.close(Unavailable(_DRAINING))

@@ -27,7 +27,8 @@ async def lead(address: str) -> None:
 
 
 async def test_a_frozen_leader_is_followed(cache: Cache) -> None:  # noqa: F811
-    leader = subprocess.Popen([sys.executable, "-m", __name__, cache.address], stdout=subprocess.PIPE)
+    command = [sys.executable, "-m", __name__, cache.address]
+    leader = subprocess.Popen(command, stdout=subprocess.PIPE)  # noqa: ASYNC220 it returns at once
     try:
         assert leader.stdout is not None
         assert int(await asyncio.to_thread(leader.stdout.readline)) == response_cache_pb2.JOIN_ROLE_LEADER

@@ -415,3 +415,14 @@ async def test_nothing_comes_after_the_last_word(redis_server: EmbeddedRedis) ->
         assert (await anext(responses)).chunks.chunks == answer.chunks
         assert (await anext(responses)).WhichOneof("message") == "end"
         await running
+
+
+async def test_nobody_is_seated_while_draining(cache: Cache) -> None:
+    """One that came just before would keep the service from ending for as long as its generation takes."""
+    cache.runtime.draining.set()
+    call = cache.stub.Join()
+    await call.write(response_cache_pb2.JoinRequest(start=response_cache_pb2.JoinStart(key=cache_key())))
+    async with asyncio.timeout(SOON):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
