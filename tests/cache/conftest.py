@@ -12,6 +12,7 @@ import redis
 
 from baton.cli.redis_server import EmbeddedRedis
 from baton.internal.v1 import response_cache_pb2, response_cache_pb2_grpc
+from baton.rpc.breaker import Breaker
 from baton.rpc.channel import SERVER_OPTIONS
 from baton.rpc.interceptor import RimInterceptor
 from baton.rpc.service import Runtime
@@ -20,6 +21,7 @@ from baton_cache.app import build
 from baton_cache.key import Keys
 from baton_cache.names import Names
 from baton_cache.settings import CacheSettings
+from baton_cache.store import Store
 from tests.fixtures.models import full_sampling
 
 PATIENT = 1.0
@@ -92,6 +94,14 @@ async def running_cache(redis_url: str, **settings: object) -> AsyncIterator[Cac
                 yield Cache(response_cache_pb2_grpc.ResponseCacheStub(channel), address, runtime)
         finally:
             await server.stop(0)
+
+
+@contextlib.asynccontextmanager
+async def connected_store(redis_url: str) -> AsyncIterator[Store]:
+    """Redis as the service's parts see it."""
+    url, options = CacheSettings(redis_url=redis_url, redis_timeout=PATIENT).redis()  # type: ignore[arg-type]
+    async with Store.connected(url, options, lambda: Breaker(3, 1.0)) as store:
+        yield store
 
 
 @pytest.fixture

@@ -15,12 +15,10 @@ import redis
 
 from baton.cli.redis_server import EmbeddedRedis
 from baton.internal.v1 import response_cache_pb2
-from baton.rpc.breaker import Breaker
 from baton_cache.flight import PUBLISH_SECONDS, Flight, Misbehaved
 from baton_cache.names import Names
 from baton_cache.relay import Relay
-from baton_cache.store import Store
-from tests.cache.conftest import PATIENT, Cache, an_answer, cache_key, eventually, running_cache
+from tests.cache.conftest import Cache, an_answer, cache_key, connected_store, eventually, running_cache
 
 LEADER = response_cache_pb2.JOIN_ROLE_LEADER
 FOLLOWER = response_cache_pb2.JOIN_ROLE_FOLLOWER
@@ -401,7 +399,7 @@ async def test_nothing_comes_after_the_last_word(redis_server: EmbeddedRedis) ->
     async def keep(answer: response_cache_pb2.CachedAnswer, ttl_ms: int) -> None:
         return None
 
-    async with Store.connected(redis_server.url, PATIENT, 4, Breaker(3, 1.0)) as store:
+    async with connected_store(redis_server.url) as store:
         flight = Flight(Relay(store, Names("baton:"), "entry"), find, max_bytes=1000)
         leader, follower = flight.take_seat(keep), flight.take_seat(keep)
         running = asyncio.create_task(flight.run())

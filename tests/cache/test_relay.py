@@ -6,11 +6,9 @@ import redis
 
 from baton.cli.redis_server import EmbeddedRedis
 from baton.internal.v1 import response_cache_pb2
-from baton.rpc.breaker import Breaker
 from baton_cache.names import Names
 from baton_cache.relay import Relay
-from baton_cache.store import Store
-from tests.cache.conftest import PATIENT, an_answer
+from tests.cache.conftest import an_answer, connected_store
 
 NAMES = Names("baton:")
 ENTRY = "entry"
@@ -22,7 +20,7 @@ def part(first: int, count: int) -> response_cache_pb2.JoinChunks:
 
 
 async def test_who_lost_the_lease_writes_nothing_more(redis_server: EmbeddedRedis, stored: redis.Redis) -> None:
-    async with Store.connected(redis_server.url, PATIENT, 4, Breaker(3, 1.0)) as store:
+    async with connected_store(redis_server.url) as store:
         frozen, heir, listener = (Relay(store, NAMES, ENTRY) for _ in range(3))
         assert (await frozen.claim()).ours
         assert (await frozen.hold(0, part(0, 2))).ours
