@@ -134,7 +134,7 @@ class Generator:
         # A collection of everything imported so far takes tens of milliseconds: not in the middle of a measurement.
         gc.collect()
         gc.freeze()
-        heartbeat = asyncio.create_task(_heartbeat(run.loop_lag_ns))
+        beating = asyncio.create_task(heartbeat(run.loop_lag_ns))
         try:
             run.began_ns = time.monotonic_ns()
             if load.rate is not None:
@@ -142,8 +142,8 @@ class Generator:
             else:
                 await self._closed_loop(run, load)
         finally:
-            heartbeat.cancel()
-            await asyncio.gather(heartbeat, return_exceptions=True)
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
             gc.unfreeze()
         return run
 
@@ -218,7 +218,8 @@ async def _sleep_until(due_ns: int) -> None:
     await asyncio.sleep(max(0.0, delay))
 
 
-async def _heartbeat(lags_ns: list[int]) -> None:
+async def heartbeat(lags_ns: list[int]) -> None:
+    """Note how late this event loop wakes up, nanoseconds, until cancelled."""
     due = time.monotonic_ns()
     while True:
         due += round(_HEARTBEAT * 1e9)

@@ -1,0 +1,73 @@
+"""What the response cache gives and costs, measured on real processes of this machine.
+
+    python scripts/measure_cache.py hits       time to first token of stored answers, and where it goes
+    python scripts/measure_cache.py replica    hits per second of one cache replica, beside bare Redis
+    python scripts/measure_cache.py faults     what requests pay when Redis, or the cache itself, is broken
+    python scripts/measure_cache.py zipf       what is saved on a trace whose questions repeat
+    python scripts/measure_cache.py coalesce   equal requests at the same time, over routers and cache replicas
+
+Each prints tables, or JSON with --json, and writes Markdown with --markdown FILE. What is compared takes turns in one
+run, so a busy machine hurts both alike. docs/cache-performance.md says what the figures mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from baton.bench.load import precise_loop
+from cache_measurements import hits, replica
+from cache_measurements.findings import Findings
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Markdown = Annotated[Path | None, typer.Option(help="Write the tables here as Markdown.", metavar="FILE")]
+
+
+@app.command("hits")
+def _hits(
+    rounds: Annotated[int, typer.Option(min=1, help="Turns.")] = 10,
+    requests: Annotated[int, typer.Option(min=16, help="Hits a turn and number in flight.")] = 160,
+    tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 32,
+    as_json: AsJson = False,
+    markdown: Markdown = None,
+) -> None:
+    """Time to first token of stored answers, and where it goes."""
+    _run(lambda progress: hits.measure(progress, rounds, requests, tokens), as_json, markdown)
+
+
+@app.command("replica")
+def _replica(
+    rounds: Annotated[int, typer.Option(min=1, help="Turns.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of a turn of each way and number in flight.")] = 2.0,
+    tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 32,
+    as_json: AsJson = False,
+    markdown: Markdown = None,
+) -> None:
+    """Hits per second of one cache replica, beside bare Redis."""
+    _run(lambda progress: replica.measure(progress, rounds, seconds, tokens), as_json, markdown)
+
+
+def _run(measure: Callable[[Progress], Awaitable[Findings]], as_json: bool, markdown: Path | None) -> None:
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        with asyncio.Runner(loop_factory=precise_loop) as runner:
+
+            async def run() -> Findings:
+                return await measure(progress)
+
+            found = runner.run(run())
+    found.deliver(as_json, markdown)
+
+
+if __name__ == "__main__":
+    app()
