@@ -25,7 +25,7 @@ from rich.progress import Progress
 sys.path.insert(0, str(Path(__file__).parent))
 
 from baton.bench.load import precise_loop
-from cache_measurements import hits, replica
+from cache_measurements import coalesce, faults, hits, replica, zipf
 from cache_measurements.findings import Findings
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -56,6 +56,46 @@ def _replica(
 ) -> None:
     """Hits per second of one cache replica, beside bare Redis."""
     _run(lambda progress: replica.measure(progress, rounds, seconds, tokens), as_json, markdown)
+
+
+@app.command("faults")
+def _faults(
+    rounds: Annotated[int, typer.Option(min=1, help="Times each thing breaks.")] = 10,
+    calls: Annotated[int, typer.Option(min=1, help="Pairs of requests while it is broken.")] = 20,
+    as_json: AsJson = False,
+    markdown: Markdown = None,
+) -> None:
+    """What requests pay when Redis, or the cache itself, is broken."""
+    _run(lambda progress: faults.measure(progress, rounds, calls), as_json, markdown)
+
+
+@app.command("zipf")
+def _zipf(
+    rounds: Annotated[int, typer.Option(min=1, help="Times the trace is asked, with the cache and without.")] = 3,
+    requests: Annotated[int, typer.Option(min=1, help="Length of the trace.")] = 1000,
+    questions: Annotated[int, typer.Option(min=1, help="Different prompts to draw from.")] = 300,
+    exponent: Annotated[float, typer.Option(min=0, help="Of Zipf's law; 0: all prompts are equally popular.")] = 1.0,
+    in_flight: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 8,
+    tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of the trace.")] = 0,
+    as_json: AsJson = False,
+    markdown: Markdown = None,
+) -> None:
+    """What is saved on a trace whose questions repeat."""
+    trace = zipf.Trace(requests, questions, exponent, seed)
+    _run(lambda progress: zipf.measure(progress, trace, rounds, in_flight, tokens), as_json, markdown)
+
+
+@app.command("coalesce")
+def _coalesce(
+    rounds: Annotated[int, typer.Option(min=1, help="Different requests.")] = 10,
+    requests: Annotated[int, typer.Option(min=1, help="Equal requests at the same time.")] = 100,
+    tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 64,
+    as_json: AsJson = False,
+    markdown: Markdown = None,
+) -> None:
+    """Equal requests at the same time, over three routers and two cache replicas."""
+    _run(lambda progress: coalesce.measure(progress, rounds, requests, tokens), as_json, markdown)
 
 
 def _run(measure: Callable[[Progress], Awaitable[Findings]], as_json: bool, markdown: Path | None) -> None:

@@ -36,15 +36,22 @@ class Bench:
         stub: of its router.
         server: its Redis.
         redis: a client of that.
-        plan: what was started.
         processes: by name: "router", "cache", "prefill-0", "decode-0".
+        exits: what is entered here ends with the mesh.
     """
 
     stub: Stub
     server: EmbeddedRedis
     redis: redis.asyncio.Redis
-    plan: Plan
     processes: dict[str, Process]
+    exits: AsyncExitStack
+
+    async def restart_cache(self) -> None:
+        """Start a cache service where the one that was killed listened."""
+        killed = self.processes["cache"]
+        flags = ["--listen", killed.grpc, "--metrics-listen", killed.metrics]
+        again = more("cache", killed.pid, flags, {"BATON_REDIS_URL": self.server.url})
+        self.processes["cache"] = await self.exits.enter_async_context(again)
 
     async def store(self, prompt: Prompt, max_tokens: int) -> Answer:
         """Ask until the answer is stored; the first answer."""
@@ -82,7 +89,7 @@ async def running(*, relay: Relay | None = None, extra: Mapping[str, tuple[str, 
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(mesh.router))
         client = await stack.enter_async_context(redis.asyncio.Redis.from_url(server.url))
         stub = inference_pb2_grpc.InferenceStub(channel)
-        yield Bench(stub, server, client, plan, {process.name: process for process in mesh.services})
+        yield Bench(stub, server, client, {process.name: process for process in mesh.services}, stack)
 
 
 @asynccontextmanager
