@@ -24,9 +24,10 @@ from rich.progress import Progress
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from baton.bench.load import precise_loop
 from cache_measurements import coalesce, faults, hits, replica, zipf
 from cache_measurements.findings import Findings
+
+from baton.bench.load import precise_loop
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -36,14 +37,15 @@ Markdown = Annotated[Path | None, typer.Option(help="Write the tables here as Ma
 
 @app.command("hits")
 def _hits(
-    rounds: Annotated[int, typer.Option(min=1, help="Turns.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns.")] = 12,
     requests: Annotated[int, typer.Option(min=16, help="Hits a turn and number in flight.")] = 160,
     tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 32,
+    local: Annotated[bool, typer.Option(help="Let the cache hold in memory what it read from Redis.")] = False,
     as_json: AsJson = False,
     markdown: Markdown = None,
 ) -> None:
     """Time to first token of stored answers, and where it goes."""
-    _run(lambda progress: hits.measure(progress, rounds, requests, tokens), as_json, markdown)
+    _run(lambda progress: hits.measure(progress, rounds, requests, tokens, local), as_json, markdown)
 
 
 @app.command("replica")
@@ -99,13 +101,12 @@ def _coalesce(
 
 
 def _run(measure: Callable[[Progress], Awaitable[Findings]], as_json: bool, markdown: Path | None) -> None:
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        with asyncio.Runner(loop_factory=precise_loop) as runner:
+    async def run() -> Findings:
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            return await measure(progress)
 
-            async def run() -> Findings:
-                return await measure(progress)
-
-            found = runner.run(run())
+    with asyncio.Runner(loop_factory=precise_loop) as runner:
+        found = runner.run(run())
     found.deliver(as_json, markdown)
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 import grpc
 
-from baton.bench.load import heartbeat
 from baton.v1 import inference_pb2, inference_pb2_grpc, ledger_pb2, sampling_pb2
 
 USE: Final = inference_pb2.CACHE_MODE_USE
@@ -130,21 +127,6 @@ async def ask(
         answer.code = error.code().name
     answer.done_ns = clock()
     return answer
-
-
-@asynccontextmanager
-async def quiet() -> AsyncIterator[list[int]]:
-    """Measure inside the block: no garbage collection of what is old; how late this process's event loop was, ns."""
-    lags: list[int] = []
-    gc.collect()
-    gc.freeze()
-    beating = asyncio.create_task(heartbeat(lags))
-    try:
-        yield lags
-    finally:
-        beating.cancel()
-        await asyncio.gather(beating, return_exceptions=True)
-        gc.unfreeze()
 
 
 async def at_once(calls: Iterable[Coroutine[Any, Any, None]]) -> None:

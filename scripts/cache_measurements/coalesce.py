@@ -16,8 +16,9 @@ from rich.progress import Progress
 from baton.cli.plan import Plan
 from baton.models import bundled_model
 from baton.v1 import inference_pb2, inference_pb2_grpc
-from cache_measurements.asking import Answer, Stub, ask, prompts, quiet
-from cache_measurements.findings import Findings, at, interval, ms
+from cache_measurements.asking import Answer, Stub, ask, prompts
+from cache_measurements.findings import Findings, interval, ms
+from cache_measurements.machine import watched
 from cache_measurements.mesh import Bench, metrics, more, running
 
 _PROMPT_TOKENS: Final = (192, 192)
@@ -51,7 +52,7 @@ async def measure(progress: Progress, rounds: int, requests: int, tokens: int) -
         tokens: of an answer.
     """
     asked: list[Round] = []
-    async with _routers() as (bench, stubs), quiet() as lag:
+    async with _routers() as (bench, stubs), watched() as watch:
         for prompt in progress.track(prompts(rounds, _PROMPT_TOKENS, random.Random(3)), description="asking"):
             before = await _begun(bench)
             calls = (ask(stubs[number % len(stubs)], prompt, tokens) for number in range(requests))
@@ -79,7 +80,7 @@ async def measure(progress: Progress, rounds: int, requests: int, tokens: int) -
     found.notes += [
         "Miss: whoever the answer was generated for. Hit: asked when the answer was already stored.",
         f"{requests} streams end in one measuring process: its share of the two cores is part of every TTFT.",
-        f"Lag of the measuring process's event loop: p99 {at(lag, 99) / 1e6:.2f} ms.",
+        watch.note(),
     ]
     return found
 

@@ -15,8 +15,9 @@ from typing import Final
 from rich.progress import Progress
 
 from baton.verify.proxy import Proxy
-from cache_measurements.asking import BYPASS, HIT, USE, Answer, Prompt, ask, prompts, quiet
+from cache_measurements.asking import BYPASS, USE, Answer, Prompt, ask, prompts
 from cache_measurements.findings import Findings, at, interval, ms
+from cache_measurements.machine import Watch, watched
 from cache_measurements.mesh import Bench, metrics, running
 
 FIRST_MS: Final = 25.0
@@ -27,7 +28,6 @@ _LONG_TOKENS: Final = 64
 """Of an answer during which something happens."""
 _PROMPT_TOKENS: Final = (16, 16)
 _POOL: Final = 200
-_HEALTHY_SECONDS: Final = 60.0
 _READS: Final = ("get", "claim")
 """What the cache asks Redis before a request is told its seat."""
 
@@ -110,15 +110,15 @@ async def measure(progress: Progress, rounds: int, calls: int) -> Findings:
         slow_redis = Fault(f"Redis slow: +{SLOW_SECONDS * 1e3:.0f} ms", slow, quick)
         cases = [(through, slow_redis), *((direct, fault) for fault in FAULTS)]
         task = progress.add_task("breaking things", total=rounds * len(cases))
-        lag = await stack.enter_async_context(quiet())
+        watch = await stack.enter_async_context(watched())
         for turn in range(rounds):
             for bench, fault in cases:
                 progress.update(task, advance=1, description=fault.name)
                 await _round(bench, fault, calls, turn, outcomes.setdefault(fault.name, Outcome()))
-    return _found(outcomes, rounds, calls, lag)
+    return _found(outcomes, rounds, calls, watch)
 
 
-def _found(outcomes: dict[str, Outcome], rounds: int, calls: int, lag: list[int]) -> Findings:
+def _found(outcomes: dict[str, Outcome], rounds: int, calls: int, watch: Watch) -> Findings:
     found = Findings(f"Faults: each {rounds} times, {calls} pairs of requests each time. 95 % intervals.")
     grid = found.grid(
         "Added by the cache, ms until the first token",
@@ -140,7 +140,7 @@ def _found(outcomes: dict[str, Outcome], rounds: int, calls: int, lag: list[int]
         "Ledger: what the request itself booked on the cache hop and the way to it, no difference of two requests.",
         "Beside a bypass: TTFT less that of the same prompt asked with CACHE_MODE_BYPASS, right before or after.",
         "Breaker open: whatever does not answer was not asked. Closed: it was, first calls and trials.",
-        f"Lag of the measuring process's event loop: p99 {at(lag, 99) / 1e6:.2f} ms.",
+        watch.note(),
     ]
     return found
 
@@ -149,7 +149,7 @@ async def _round(bench: Bench, fault: Fault, calls: int, turn: int, outcome: Out
     rng = random.Random(f"{fault.name} {turn}")
     length = _LONG_TOKENS if fault.mid_stream else _TOKENS
     asked: Iterator[Prompt] = cycle(prompts(calls, _PROMPT_TOKENS, rng))
-    await _healthy(bench, rng)
+    await bench.until_hit(prompts(1, _PROMPT_TOKENS, rng)[0], _TOKENS)
     if fault.stored:
         asked = cycle(stored := prompts(4, _PROMPT_TOKENS, rng))
         for prompt in stored:
@@ -165,9 +165,7 @@ async def _round(bench: Bench, fault: Fault, calls: int, turn: int, outcome: Out
         await fault.end(bench)
 
 
-async def _pair(
-    bench: Bench, fault: Fault, prompt: Prompt, length: int, rng: random.Random, outcome: Outcome
-) -> None:
+async def _pair(bench: Bench, fault: Fault, prompt: Prompt, length: int, rng: random.Random, outcome: Outcome) -> None:
     """One request, and the one beside it; which is first is left to chance."""
 
     async def one(mode: int) -> Answer:
@@ -194,21 +192,13 @@ async def _pair(
 async def _failures(bench: Bench, fault: Fault) -> Failures:
     if fault.cache_is_down:
         figures = await metrics(bench.processes["router"])
-        return Failures(figures["baton_response_cache_failures_total{join}"])
+        return Failures(figures.get("baton_response_cache_failures_total{what=join}", 0.0))
     figures = await metrics(bench.processes["cache"])
 
     def count(how: str) -> float:
-        return sum(figures[f"baton_cache_redis_failures_total{{{read},{how}}}"] for read in _READS)
+        return sum(figures[f"baton_cache_redis_failures_total{{how={how},operation={read}}}"] for read in _READS)
 
     return Failures(count("no_answer") + count("refused"), count("breaker_open"))
-
-
-async def _healthy(bench: Bench, rng: random.Random) -> None:
-    """Wait until answers are stored and found again: every breaker is closed."""
-    async with asyncio.timeout(_HEALTHY_SECONDS):
-        prompt = prompts(1, _PROMPT_TOKENS, rng)[0]
-        while (await ask(bench.stub, prompt, _TOKENS)).status != HIT:
-            await asyncio.sleep(0.05)
 
 
 @asynccontextmanager
@@ -286,7 +276,7 @@ async def _wrong_types(bench: Bench) -> None:
 async def _corrupt(bench: Bench) -> None:
     """One byte of every value is another."""
     for name in [name async for name in bench.redis.scan_iter("baton:answer:*")]:
-        value = bytearray(await bench.redis.get(name))
+        value = bytearray(await bench.redis.getrange(name, 0, -1))
         value[len(value) // 2] ^= 0xFF
         await bench.redis.set(name, bytes(value))
 

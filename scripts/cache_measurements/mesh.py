@@ -25,7 +25,7 @@ from baton.v1 import inference_pb2_grpc
 from cache_measurements.asking import HIT, Answer, Prompt, Stub, ask
 
 _START_SECONDS = 180.0
-_STORED_SECONDS = 60.0
+_HIT_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -57,15 +57,20 @@ class Bench:
         """Ask until the answer is stored; the first answer."""
         first = await ask(self.stub, prompt, max_tokens)
         assert first.ok, first.code
-        async with asyncio.timeout(_STORED_SECONDS):
-            # Asked again, not only looked up: on a busy machine the cache may have been too slow to be waited for.
-            while (await ask(self.stub, prompt, max_tokens)).status != HIT:
-                await asyncio.sleep(0.01)
+        await self.until_hit(prompt, max_tokens)
         return first
+
+    async def until_hit(self, prompt: Prompt, max_tokens: int) -> None:
+        """Ask until the answer is stored and found: everything is there, and no breaker is open."""
+        async with asyncio.timeout(_HIT_SECONDS):
+            while (await ask(self.stub, prompt, max_tokens)).status != HIT:
+                await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
-async def running(*, relay: Relay | None = None, extra: Mapping[str, tuple[str, ...]] | None = None) -> AsyncIterator[Bench]:
+async def running(
+    *, relay: Relay | None = None, extra: Mapping[str, tuple[str, ...]] | None = None
+) -> AsyncIterator[Bench]:
     """One router, one cache, one prefill and one decode worker with the bundled model, and a Redis.
 
     Args:
@@ -124,17 +129,18 @@ async def more(service: str, index: int, arguments: list[str], environment: dict
 
 
 async def metrics(process: Process) -> dict[str, float]:
-    """A service's figures: "name" or "name{label values}" to value."""
+    """A service's figures: "name", or "name{label=value,...}" with labels by name, to value."""
 
     def read() -> str:
         with urlopen(f"http://{process.metrics}/metrics", timeout=10) as response:
             return str(response.read().decode())
 
-    return {
-        sample.name + (f"{{{','.join(sample.labels.values())}}}" if sample.labels else ""): sample.value
-        for family in text_string_to_metric_families(await asyncio.to_thread(read))
-        for sample in family.samples
-    }
+    figures = {}
+    for family in text_string_to_metric_families(await asyncio.to_thread(read)):
+        for sample in family.samples:
+            labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
+            figures[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return figures
 
 
 def cpu_seconds(pid: int) -> float:

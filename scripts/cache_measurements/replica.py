@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-import grpc
-import psutil
 import redis.asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.progress import Progress
 
+from baton.cli.mesh import Process
 from baton.cli.redis_server import EmbeddedRedis
 from baton.internal.v1 import response_cache_pb2, response_cache_pb2_grpc
 from baton.rpc.channel import mesh_channel
 from baton.v1 import sampling_pb2
-from cache_measurements.asking import at_once, prompts, quiet
+from cache_measurements.asking import at_once, prompts
 from cache_measurements.findings import Findings, at, spread
 from cache_measurements.mesh import cpu_seconds, more, own_redis
 
 IN_FLIGHT: Final = (1, 8, 32)
+BARE: Final = "bare Redis GET"
 _STORED: Final = 64
 _PROMPT_TOKENS: Final = (64, 256)
+
+Call = Callable[[int], Awaitable[bool]]
+"""Makes the so-manieth call; whether it found something."""
 
 
 @dataclass(slots=True)
@@ -43,7 +46,7 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class Pids:
     """Process ids whose processor time is read."""
 
     cache: int
@@ -61,21 +64,22 @@ async def measure(progress: Progress, rounds: int, seconds: float, tokens: int) 
     """
     async with (
         own_redis() as server,
-        more("cache", 0, ["--listen", "127.0.0.1:0"], {"BATON_REDIS_URL": server.url}) as cache,
-        mesh_channel(cache.grpc) as channel,
+        _replica(server, "--local-bytes", "0") as (cache, stub, health),
+        _replica(server) as (holding, stub_of_holding, _),
         _client(server) as client,
     ):
-        stub = response_cache_pb2_grpc.ResponseCacheStub(channel)
         keys = [_key(prompt) for prompt in prompts(_STORED, _PROMPT_TOKENS, random.Random(2))]
         for key in keys:
             await stub.Fill(response_cache_pb2.FillRequest(key=key, answer=_answer(tokens)))
         names = [name async for name in client.scan_iter("baton:answer:*")]
         assert len(names) == len(keys)
-        value_bytes = len(await client.get(names[0]))
-        health = health_pb2_grpc.HealthStub(channel)
+        value_bytes = await client.strlen(names[0])
 
-        async def lookup(turn: int) -> bool:
-            return (await stub.Lookup(response_cache_pb2.LookupRequest(key=keys[turn % len(keys)]))).hit
+        def lookup(asked: response_cache_pb2_grpc.ResponseCacheAsyncStub) -> Call:
+            async def call(turn: int) -> bool:
+                return (await asked.Lookup(response_cache_pb2.LookupRequest(key=keys[turn % len(keys)]))).hit
+
+            return call
 
         async def empty(turn: int) -> bool:
             await health.Check(health_pb2.HealthCheckRequest())
@@ -84,20 +88,36 @@ async def measure(progress: Progress, rounds: int, seconds: float, tokens: int) 
         async def get(turn: int) -> bool:
             return await client.get(names[turn % len(names)]) is not None
 
-        ways = {"Lookup, a hit": lookup, "empty call of the same process": empty, "bare Redis GET": get}
+        ways = {
+            "Lookup, a hit, from Redis": (lookup(stub), Pids(cache.pid, server.pid)),
+            "Lookup, a hit, from memory": (lookup(stub_of_holding), Pids(holding.pid, server.pid)),
+            "empty call of the same process": (empty, Pids(cache.pid, server.pid)),
+            BARE: (get, Pids(cache.pid, server.pid)),
+        }
         series = {(way, in_flight): Series() for in_flight in IN_FLIGHT for way in ways}
-        watched = Watched(cache.pid, server.pid)
-        async with quiet() as lag:
+
+        async with watched() as watch:
             for _ in progress.track(range(rounds), description="asking"):
                 for (way, in_flight), one in series.items():
-                    await _turn(one, ways[way], in_flight, seconds, watched)
+                    await _turn(one, *ways[way], in_flight, seconds)
     found = Findings(
         f"One cache replica: {rounds} rounds of {seconds:g} s each; values of {value_bytes:,} bytes"
         f" ({tokens} chunks). Median of the rounds, and their range."
     )
     grid = found.grid(
         "Closed loop, one client process",
-        *("way", "in flight", "misses", "per second", "p50 ms", "p99 ms", "cache us", "Redis us", "client us", "/s and core"),
+        *(
+            "way",
+            "in flight",
+            "misses",
+            "per second",
+            "p50 ms",
+            "p99 ms",
+            "cache us",
+            "Redis us",
+            "client us",
+            "/s and core",
+        ),
     )
     for (way, in_flight), one in series.items():
         cache_us = at(one.cache_us, 50)
@@ -112,22 +132,20 @@ async def measure(progress: Progress, rounds: int, seconds: float, tokens: int) 
                 f"{cache_us:.0f}",
                 f"{at(one.redis_us, 50):.0f}",
                 f"{at(one.own_us, 50):.0f}",
-                f"{1e6 / cache_us:,.0f}" if way != "bare Redis GET" else "-",
+                f"{1e6 / cache_us:,.0f}" if way != BARE else "-",
             )
         )
     found.notes += [
-        f"{psutil.cpu_count()} cores hold client, cache and Redis: the per-second figures are of all three together.",
+        "Client, cache and Redis share the machine: the per-second figures are of all three together.",
         "us: processor time for one call in that process. /s and core: what the replica's processor time allows.",
-        f"Lag of the measuring process's event loop: p99 {at(lag, 99) / 1e6:.2f} ms.",
+        watch.note(),
     ]
     return found
 
 
-async def _turn(
-    one: Series, call: Callable[[int], Awaitable[bool]], in_flight: int, seconds: float, watched: Watched
-) -> None:
+async def _turn(one: Series, call: Call, pids: Pids, in_flight: int, seconds: float) -> None:
     clock = time.monotonic
-    cache, in_redis, own = cpu_seconds(watched.cache), cpu_seconds(watched.redis), time.process_time()
+    cache, in_redis, own = cpu_seconds(pids.cache), cpu_seconds(pids.redis), time.process_time()
     began = clock()
     latencies: list[float] = []
 
@@ -142,10 +160,21 @@ async def _turn(
     await at_once(worker(first) for first in range(in_flight))
     count = max(1, len(latencies))
     one.per_second.append(count / (clock() - began))
-    one.cache_us.append((cpu_seconds(watched.cache) - cache) / count * 1e6)
-    one.redis_us.append((cpu_seconds(watched.redis) - in_redis) / count * 1e6)
+    one.cache_us.append((cpu_seconds(pids.cache) - cache) / count * 1e6)
+    one.redis_us.append((cpu_seconds(pids.redis) - in_redis) / count * 1e6)
     one.own_us.append((time.process_time() - own) / count * 1e6)
     one.latency_ms += latencies
+
+
+@asynccontextmanager
+async def _replica(
+    server: EmbeddedRedis, *flags: str
+) -> AsyncIterator[tuple[Process, response_cache_pb2_grpc.ResponseCacheAsyncStub, health_pb2_grpc.HealthStub]]:
+    """A cache replica in a process of its own."""
+    plain = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+    async with more("cache", 0, [*plain, *flags], {"BATON_REDIS_URL": server.url}) as cache:
+        async with mesh_channel(cache.grpc) as channel:
+            yield cache, response_cache_pb2_grpc.ResponseCacheStub(channel), health_pb2_grpc.HealthStub(channel)
 
 
 def _client(server: EmbeddedRedis) -> redis.asyncio.Redis:

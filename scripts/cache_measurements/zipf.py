@@ -11,9 +11,9 @@ from typing import Final
 
 from rich.progress import Progress
 
-from baton.v1 import inference_pb2
-from cache_measurements.asking import BYPASS, COALESCED, HIT, USE, Answer, ask, at_once, prompts, quiet
-from cache_measurements.findings import Findings, at, interval, ms, spread
+from cache_measurements.asking import BYPASS, COALESCED, HIT, USE, Answer, ask, at_once, prompts
+from cache_measurements.findings import Findings, interval, ms, spread
+from cache_measurements.machine import Watch, watched
 from cache_measurements.mesh import Bench, metrics, running
 
 _PROMPT_TOKENS: Final = (64, 256)
@@ -73,7 +73,7 @@ async def measure(progress: Progress, trace: Trace, rounds: int, in_flight: int,
     drawn = trace.draw()
     asked = prompts(trace.questions, _PROMPT_TOKENS, random.Random(trace.seed))
     ways = {BYPASS: Way(), USE: Way()}
-    async with running() as bench, quiet() as lag:
+    async with running() as bench, watched() as watch:
         task = progress.add_task("asking the trace", total=2 * rounds * len(drawn))
         for turn in range(rounds):
             for mode in (BYPASS, USE) if turn % 2 == 0 else (USE, BYPASS):
@@ -93,11 +93,11 @@ async def measure(progress: Progress, trace: Trace, rounds: int, in_flight: int,
                 way.seconds.append(seconds)
                 way.engine_seconds.append(await _engine_seconds(bench) - before)
                 way.tokens_per_second.append(sum(len(answer.token_ids) for answer in answers) / seconds)
-    return _found(trace, drawn, ways[BYPASS], ways[USE], in_flight, tokens, lag)
+    return _found(trace, drawn, ways[BYPASS], ways[USE], in_flight, tokens, watch)
 
 
 def _found(
-    trace: Trace, drawn: list[int], bypass: Way, use: Way, in_flight: int, tokens: int, lag: list[int]
+    trace: Trace, drawn: list[int], bypass: Way, use: Way, in_flight: int, tokens: int, watch: Watch
 ) -> Findings:
     found = Findings(
         f"Zipf: {len(bypass.seconds)} rounds of {trace.requests} requests over {trace.questions} prompts of"
@@ -121,7 +121,7 @@ def _found(
     found.notes += [
         f"Saved: {saved / len(use.seconds):.1f} device-seconds a round, {saved / (saved + spent):.1%}.",
         "Best possible: 1 - distinct / total, all but the first of each question.",
-        f"Lag of the measuring process's event loop: p99 {at(lag, 99) / 1e6:.2f} ms.",
+        watch.note(),
     ]
     found.expect("reuse less than the best possible, share of requests", best - together, 0.02)
     return found
