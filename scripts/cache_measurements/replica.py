@@ -20,6 +20,7 @@ from baton.rpc.channel import mesh_channel
 from baton.v1 import sampling_pb2
 from cache_measurements.asking import at_once, prompts
 from cache_measurements.findings import Findings, at, spread
+from cache_measurements.machine import watched
 from cache_measurements.mesh import cpu_seconds, more, own_redis
 
 IN_FLIGHT: Final = (1, 8, 32)
@@ -172,9 +173,11 @@ async def _replica(
 ) -> AsyncIterator[tuple[Process, response_cache_pb2_grpc.ResponseCacheAsyncStub, health_pb2_grpc.HealthStub]]:
     """A cache replica in a process of its own."""
     plain = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
-    async with more("cache", 0, [*plain, *flags], {"BATON_REDIS_URL": server.url}) as cache:
-        async with mesh_channel(cache.grpc) as channel:
-            yield cache, response_cache_pb2_grpc.ResponseCacheStub(channel), health_pb2_grpc.HealthStub(channel)
+    async with (
+        more("cache", 0, [*plain, *flags], {"BATON_REDIS_URL": server.url}) as cache,
+        mesh_channel(cache.grpc) as channel,
+    ):
+        yield cache, response_cache_pb2_grpc.ResponseCacheStub(channel), health_pb2_grpc.HealthStub(channel)
 
 
 def _client(server: EmbeddedRedis) -> redis.asyncio.Redis:

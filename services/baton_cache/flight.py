@@ -140,6 +140,7 @@ class Flight:
         relay: to the other replicas.
         find: reads the stored answer.
         max_bytes: of an answer in the making; from there on everyone is alone.
+        here_only: whether only callers of this replica share it.
 
     Attributes:
         log: chunks known here.
@@ -151,10 +152,11 @@ class Flight:
         to_keep: the answer that has to be stored, for so many milliseconds, and who brought it.
     """
 
-    def __init__(self, relay: Relay, find: Find, max_bytes: int) -> None:
+    def __init__(self, relay: Relay, find: Find, max_bytes: int, here_only: bool = False) -> None:
         self._relay = relay
         self._find = find
         self._max_bytes = max_bytes
+        self._here_only = here_only
         self._bytes = 0
         self._tokens = 0
         self._seats: list[Seat] = []
@@ -265,6 +267,9 @@ class Flight:
 
     async def _round(self) -> None:
         """From asking who leads until that has to be asked again."""
+        if self._here_only:
+            await self._led_here()
+            return
         try:
             claim = await self._relay.claim()
         except StoreFailed:  # then there is no other replica to share with

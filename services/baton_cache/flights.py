@@ -64,8 +64,13 @@ class Flights:
         """The flight that brings an entry's answer."""
         return self._flights.get(entry)
 
-    def start(self, digest: KeyDigests) -> Flight:
-        """A flight for an entry that has none. There may be none in Redis, but no await since was looked here."""
+    def start(self, digest: KeyDigests, *, here_only: bool) -> Flight:
+        """A flight for an entry that has none. There may be none in Redis, but no await since was looked here.
+
+        Args:
+            digest: of the key.
+            here_only: do not ask Redis who leads.
+        """
         assert self._group is not None, "not open"
         assert digest.name not in self._flights
         relay = Relay(self._store, self._names, digest.name)
@@ -74,7 +79,7 @@ class Flights:
             found = await self._answers.find(digest, Timeline(ledger_pb2.HOP_CACHE, ledger_pb2.KIND_CACHE))
             return None if isinstance(found, Missing) else found
 
-        flight = Flight(relay, find, self._max_bytes)
+        flight = Flight(relay, find, self._max_bytes, here_only)
         if self._draining.is_set():  # its caller came before, and was looking the answer up when all were sent away
             flight.close(Unavailable(_DRAINING))
             return flight

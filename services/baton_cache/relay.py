@@ -96,8 +96,9 @@ class Relay:
         def commands(pipeline: Any) -> None:
             pipeline.set(self._lead, self._token, nx=True, px=LEASE_MS)
             pipeline.exists(self._answer)
+            pipeline.strlen(self._lead)  # an error where something lies that is no lease: nobody leads then
 
-        taken, answered = await self._run("claim", commands)
+        taken, answered, _ = await self._run("claim", commands)
         self._published = False
         return Claim(ours=bool(taken), answered=bool(answered))
 

@@ -110,7 +110,11 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
             seat = response_cache_pb2.JoinSeat(role=response_cache_pb2.JOIN_ROLE_HIT, lookup=lookup)
             yield response_cache_pb2.JoinResponse(seat=seat)
             return
-        flight = self._flights.under_way(digest.name) or self._flights.start(digest)
+        flight = self._flights.under_way(digest.name) or self._flights.start(
+            digest,
+            # Redis has just cost the caller its timeout: to ask once more would cost another, and more than it waits.
+            here_only=lookup.miss_reason == response_cache_pb2.MISS_REASON_STORE_FAILED,
+        )
         seat_here = flight.take_seat(partial(self._answers.keep, digest))
         listening = asyncio.create_task(self._listen(request_iterator, seat_here))
         try:

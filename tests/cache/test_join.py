@@ -16,6 +16,8 @@ import redis
 from baton.cli.redis_server import EmbeddedRedis
 from baton.internal.v1 import response_cache_pb2
 from baton_cache.flight import PUBLISH_SECONDS, Flight, Misbehaved
+from baton_cache.key import Keys
+from baton_cache.metrics import REDIS_FAILURES
 from baton_cache.names import Names
 from baton_cache.relay import Relay
 from tests.cache.conftest import Cache, an_answer, cache_key, connected_store, eventually, running_cache
@@ -424,3 +426,20 @@ async def test_nobody_is_seated_while_draining(cache: Cache) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_something_else_where_the_lease_would_be(cache: Cache, stored: redis.Redis) -> None:
+    """Nobody leads then, whom one could follow."""
+    stored.sadd(Names("baton:").lead(Keys(b"").digests(cache_key()).name), "no lease")
+    async with Caller.seated(cache, cache_key()) as caller:
+        assert caller.role == LEADER
+
+
+async def test_a_redis_that_does_not_answer_is_waited_for_once(redis_server: EmbeddedRedis) -> None:
+    async with running_cache(redis_server.url, redis_timeout=0.2, breaker_failures=1000) as cache:
+        claims = REDIS_FAILURES.labels("claim", "no_answer")
+        before = claims._value.get()
+        os.kill(redis_server.pid, signal.SIGSTOP)
+        async with Caller.seated(cache, cache_key()) as leader, Caller.seated(cache, cache_key()) as follower:
+            assert (leader.role, follower.role) == (LEADER, FOLLOWER)
+        assert claims._value.get() == before
