@@ -7,7 +7,7 @@
     python scripts/measure_cache.py coalesce   equal requests at the same time, over routers and cache replicas
 
 Each prints tables, or JSON with --json, and writes Markdown with --markdown FILE. What is compared takes turns in one
-run, so a busy machine hurts both alike. docs/cache-performance.md says what the figures mean.
+run, so a busy machine hurts both alike. docs/cache.md says what the figures mean.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
@@ -15,6 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import MovedError, ReadOnlyError, ResponseError
 
 from baton.rpc.breaker import Breaker
+from baton.rpc.patience import patience
 from baton_cache.finders import UNREACHABLE
 from baton_cache.metrics import BREAKER_OPEN, BREAKER_OPENINGS, POOL_IN_USE, REDIS_FAILURES, REDIS_SECONDS
 from baton_cache.redis_client import ClientOptions, Credentials
@@ -153,7 +153,7 @@ class Store:
         """Run a command on one server, within `timeout` seconds. Otherwise as `call`."""
         began = time.perf_counter()
         try:
-            async with asyncio.timeout(timeout):
+            async with patience(timeout):
                 return await self._ask(server, operation, command, moved_before=False)
         except TimeoutError as error:
             self._did_not_answer(server, operation, error)

@@ -12,6 +12,7 @@ import grpc
 
 from baton.internal.v1 import response_cache_pb2, response_cache_pb2_grpc
 from baton.rpc.channel import ChannelPool
+from baton.rpc.patience import patience
 from baton.telemetry import tracing
 from baton.v1 import inference_pb2, sampling_pb2
 from baton_router.flight import Flight
@@ -119,7 +120,7 @@ class ResponseCache:
             seated = False
             try:
                 try:
-                    async with asyncio.timeout(self._timeout):
+                    async with patience(self._timeout):
                         await join.take_seat(aiter(call))
                     replica.answered()
                     seated = True
