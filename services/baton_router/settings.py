@@ -49,7 +49,8 @@ class RouterSettings(ServiceSettings):
     follow_silence_seconds: float = Field(
         30.0, gt=0, description="a request that shares another router's generation goes on alone after such a silence"
     )
-    cache_timeout_seconds: float = Field(0.025, gt=0, description="longest wait for the cache; after it: a miss")
+    # With what timers and a busy process are late by, at most 25 ms; and more than the cache gives Redis.
+    cache_timeout_seconds: float = Field(0.023, gt=0, description="longest wait for the cache; after it: a miss")
     record_prompts: bool = Field(
         False, description="put the text of prompts and answers into traces; whoever reads traces reads them"
     )
