@@ -23,6 +23,7 @@ async def patience(seconds: float) -> AsyncIterator[None]:
         TimeoutError: nothing came.
     """
     loop = asyncio.get_running_loop()
+    timer: asyncio.Handle
     async with asyncio.timeout(None) as limit:
 
         def due(turns: int) -> None:
@@ -32,7 +33,7 @@ async def patience(seconds: float) -> AsyncIterator[None]:
             else:
                 limit.reschedule(loop.time())
 
-        timer: asyncio.Handle = loop.call_later(seconds, due, _TURNS)
+        timer = loop.call_later(seconds, due, _TURNS)
         try:
             yield
         finally:
