@@ -67,6 +67,8 @@ class Seat:
             if self._refused is not None:
                 raise self._refused
             role = flight.role(self)
+            if role == LEADER and told is None and flight.log.items:
+                role = FOLLOWER  # of those who left before it came: it leads from where they were
             if told == FOLLOWER and position < len(flight.log.items):
                 batch = flight.log.items[position:]
                 yield JoinResponse(chunks=response_cache_pb2.JoinChunks(index=tokens, chunks=batch))

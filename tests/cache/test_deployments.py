@@ -212,7 +212,7 @@ async def test_sentinel_failover(watched: Watched, fault: signal.Signals) -> Non
 
 
 async def test_sentinel_switches_masters_that_both_live(watched: Watched) -> None:
-    """The old master goes on answering, as a replica: reads still work there, and changes must be heard of elsewhere."""
+    """The old master goes on answering, as a replica: reads still work there, but changes are told elsewhere."""
     await watched.ready()
     async with running_cache(watched.url, local_bytes=10**6, local_ping_seconds=0.1, **QUICK) as cache:
         assert await works(cache)
