@@ -14,6 +14,7 @@ from baton_cache.flights import Flights
 from baton_cache.key import Keys
 from baton_cache.local import LocalTier
 from baton_cache.names import Names
+from baton_cache.semantic.build import semantic_cache
 from baton_cache.servicer import Lifetimes, ResponseCacheServicer
 from baton_cache.settings import CacheSettings
 from baton_cache.store import Store
@@ -38,13 +39,14 @@ async def build(settings: CacheSettings, runtime: Runtime) -> AsyncIterator[None
         flights = Flights(store, names, answers, settings.max_flights, _IN_THE_MAKING * settings.max_answer_bytes)
         lifetimes = Lifetimes(settings.default_ttl_seconds, settings.max_ttl_seconds)
         keys = Keys(secret)
-        servicer = ResponseCacheServicer(keys, answers, flights, lifetimes)
-        response_cache_pb2_grpc.add_ResponseCacheServicer_to_server(servicer, runtime.server)
-        runtime.register("baton.internal.v1.ResponseCache")
         admin = CacheAdminServicer(url.mode.value, store, names, keys, answers, local)
         cache_admin_pb2_grpc.add_CacheAdminServicer_to_server(admin, runtime.server)
         runtime.register("baton.internal.v1.CacheAdmin")
         async with AsyncExitStack() as running:
+            semantic = await running.enter_async_context(semantic_cache(settings, store, names, keys, answers))
+            servicer = ResponseCacheServicer(keys, answers, flights, lifetimes, semantic)
+            response_cache_pb2_grpc.add_ResponseCacheServicer_to_server(servicer, runtime.server)
+            runtime.register("baton.internal.v1.ResponseCache")
             if settings.local_bytes:
                 tracking = Tracking(store.servers, names.answers, local, settings.local_ping_seconds)
                 await running.enter_async_context(tracking.running())

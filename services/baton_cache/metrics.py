@@ -24,9 +24,11 @@ REDIS_FAILURES = Counter("baton_cache_redis_failures_total", "Redis calls that f
 for _how in ("no_answer", "refused", "breaker_open", "no_server", "moved"):
     for _operation in ("get", "set", "remove", "ping", "claim", "hold", "release", "listen", "scan", "info"):
         REDIS_FAILURES.labels(_operation, _how)  # a zero is a figure, no data is a question
+    for _operation in ("index_add", "index_search", "index_remove", "index_detect"):
+        REDIS_FAILURES.labels(_operation, _how)  # a zero is a figure, no data is a question
 for _role in ("hit", "leader", "follower", "promoted", "dissolved"):
     JOINS.labels(_role)
-for _outcome in ("hit", "absent", "store_failed", "corrupt"):
+for _outcome in ("hit", "similar", "absent", "store_failed", "corrupt"):
     LOOKUPS.labels(_outcome)
 for _outcome in ("stored", "too_large", "store_failed"):
     FILLS.labels(_outcome)

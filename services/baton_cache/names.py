@@ -49,6 +49,14 @@ class Names:
         """The answer in the making."""
         return f"{self.prefix}chunks:{{{entry}}}"
 
+    def similar(self, partition: str) -> str:
+        """The vectors of the questions that differ in their wording only. `partition` is as long as an entry."""
+        return f"{self.prefix}similar:{{{partition}}}"
+
+    def question(self, partition: str, entry: str) -> str:
+        """The question that an entry answers; in the slot of its partition."""
+        return f"{self.prefix}question:{{{partition}}}{entry}"
+
     def tenant_pattern(self, tag: str) -> str:
         """Pattern of SCAN for all names of a tenant, of whatever kind. `tag` is `Keys.tenant_tag`."""
         return f"{_literal(self.prefix)}*:{{{tag}-*"

@@ -4,7 +4,8 @@
 2. Its digests are computed: the entry's name, and the proof that an entry is the right one.
 3. Redis is asked. Whatever goes wrong with it, this is a miss.
 4. What came is verified. What does not hold is removed, and is a miss too.
-5. After a miss, a caller that joins takes its seat in the flight that brings the answer (`flight.py`).
+5. After a miss, a caller that allows it gets the answer of a similar question (`semantic/`), if there is one.
+6. After that, a caller that joins takes its seat in the flight that brings the answer (`flight.py`).
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from baton_cache.flight import Misbehaved, Seat
 from baton_cache.flights import Flights
 from baton_cache.key import Keys
 from baton_cache.metrics import JOINS, LOOKUPS
+from baton_cache.semantic.semantic import SemanticCache
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Asked = response_cache_pb2.LookupRequest | response_cache_pb2.FillRequest | response_cache_pb2.JoinStart
 
 _OUTCOMES: Final = {
     response_cache_pb2.MISS_REASON_UNSPECIFIED: "hit",
@@ -63,13 +66,22 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
         answers: what is stored.
         flights: what is being generated.
         lifetimes: of an entry.
+        semantic: finds answers of similar questions; None: nobody may have them.
     """
 
-    def __init__(self, keys: Keys, answers: Answers, flights: Flights, lifetimes: Lifetimes) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        answers: Answers,
+        flights: Flights,
+        lifetimes: Lifetimes,
+        semantic: SemanticCache | None = None,
+    ) -> None:
         self._keys = keys
         self._answers = answers
         self._flights = flights
         self._lifetimes = lifetimes
+        self._semantic = semantic
 
     async def Lookup(
         self, request: response_cache_pb2.LookupRequest, context: Context
@@ -78,7 +90,7 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
         timeline = Timeline(ledger_pb2.HOP_CACHE, ledger_pb2.KIND_CACHE)
         adopt_request_id(context)
         check_key(request)
-        return await self._find(request.key, timeline)
+        return await self._find(request, timeline)
 
     async def Fill(self, request: response_cache_pb2.FillRequest, context: Context) -> response_cache_pb2.FillResponse:
         """Store an answer."""
@@ -88,7 +100,7 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
             raise refusal
         check_answer(request.answer)
         ttl = self._lifetimes.draw(request)
-        stored = await self._answers.keep(self._keys.digests(request.key), request.answer, ttl)
+        stored = await self._keep(request, request.answer, ttl)
         return response_cache_pb2.FillResponse(stored=stored)
 
     async def Join(
@@ -104,7 +116,7 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
         digest = self._keys.digests(start.key)
         lookup = response_cache_pb2.LookupResponse(miss_reason=response_cache_pb2.MISS_REASON_ABSENT)
         if self._flights.under_way(digest.name) is None:
-            lookup = await self._find(start.key, timeline)
+            lookup = await self._find(start, timeline)
         if lookup.hit:
             JOINS.labels("hit").inc()
             seat = response_cache_pb2.JoinSeat(role=response_cache_pb2.JOIN_ROLE_HIT, lookup=lookup)
@@ -115,7 +127,7 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
             # Redis has just cost the caller its timeout: to ask once more would cost another, and more than it waits.
             here_only=lookup.miss_reason == response_cache_pb2.MISS_REASON_STORE_FAILED,
         )
-        seat_here = flight.take_seat(partial(self._answers.keep, digest))
+        seat_here = flight.take_seat(partial(self._keep, start))
         listening = asyncio.create_task(self._listen(request_iterator, seat_here))
         try:
             first = True
@@ -149,19 +161,41 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
         except BatonError as error:
             seat.refuse(error)
 
-    async def _find(self, key: response_cache_pb2.CacheKey, timeline: Timeline) -> response_cache_pb2.LookupResponse:
+    async def _keep(self, asked: Asked, answer: response_cache_pb2.CachedAnswer, ttl_ms: int) -> bool:
+        """Store an answer, to be found by its key and, where the caller allowed it, by similar questions."""
+        stored = await self._answers.keep(self._keys.digests(asked.key), answer, ttl_ms)
+        if stored and self._semantic is not None and asked.HasField("question"):
+            await self._semantic.add(asked.question, asked.key, answer, ttl_ms)
+        return stored
+
+    async def _find(self, asked: Asked, timeline: Timeline) -> response_cache_pb2.LookupResponse:
+        key = asked.key
         response = response_cache_pb2.LookupResponse(miss_reason=response_cache_pb2.MISS_REASON_ABSENT)
         if uncacheable(key) is None:
             timeline.enter(ledger_pb2.KIND_SERIALIZE)
             digest = self._keys.digests(key)
             found = await self._answers.find(digest, timeline)
             if isinstance(found, Missing):
-                response.miss_reason = found.reason
+                response = await self._find_similar(asked, found, timeline)
             else:
                 response = response_cache_pb2.LookupResponse(hit=True, answer=found, entry=digest.name)
-        LOOKUPS.labels(_OUTCOMES[response.miss_reason]).inc()
+        outcome = "similar" if response.HasField("similarity") else _OUTCOMES[response.miss_reason]
+        LOOKUPS.labels(outcome).inc()
         response.timing.CopyFrom(timeline.timing())
         return response
+
+    async def _find_similar(
+        self, asked: Asked, missing: Missing, timeline: Timeline
+    ) -> response_cache_pb2.LookupResponse:
+        """The answer of a similar question, where the caller allows it."""
+        match = None
+        if self._semantic is not None and asked.HasField("question"):
+            match = await self._semantic.find(asked.question, asked.key, timeline)
+        if match is None:
+            return response_cache_pb2.LookupResponse(miss_reason=missing.reason)
+        return response_cache_pb2.LookupResponse(
+            hit=True, answer=match.answer, entry=match.entry, similarity=match.similarity
+        )
 
 
 async def _receive_start(requests: AsyncIterator[response_cache_pb2.JoinRequest]) -> response_cache_pb2.JoinStart:

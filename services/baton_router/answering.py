@@ -140,7 +140,9 @@ class Answering:
         if self._means.cache.enabled and cacheable(self._request):
             self._status(MISS)
             self._account.enter(ledger_pb2.KIND_NETWORK, ledger_pb2.HOP_CACHE)
-            found = await self._means.cache.lookup(response_cache_pb2.LookupRequest(key=self._start.key))
+            found = await self._means.cache.lookup(
+                response_cache_pb2.LookupRequest(key=self._start.key, question=self._request.question)
+            )
             if found is not None:
                 self._account.book(ledger_pb2.HOP_CACHE, found.timing)
             self._account.enter(ledger_pb2.KIND_OVERHEAD)
@@ -205,7 +207,9 @@ class Answering:
             )
 
     def _fill(self, flight: Flight) -> None:
-        request = response_cache_pb2.FillRequest(key=self._start.key, answer=self._answer(flight))
+        request = response_cache_pb2.FillRequest(
+            key=self._start.key, answer=self._answer(flight), question=self._request.question
+        )
         if self._request.cache_ttl_seconds is not None:
             request.ttl.FromNanoseconds(int(self._request.cache_ttl_seconds * 1e9))
         self._means.cache.fill(request)

@@ -52,7 +52,7 @@ async def build(settings: RouterSettings, runtime: Runtime) -> AsyncIterator[Non
         rng=random.Random(),
     )
     replicas = Replicas(targets(settings.cache_target), settings.resolve_seconds)
-    cache = ResponseCache(channels, replicas, settings.cache_timeout_seconds)
+    cache = ResponseCache(channels, replicas, settings.cache_timeout_seconds, settings.cache_similar_timeout_seconds)
     means = Means(tier, cache, settings.max_request_seconds, settings.follow_silence_seconds)
     flights = Flights()
     catalogue = Catalogue(settings, model, view)

@@ -31,6 +31,7 @@ from baton_router.catalogue import Catalogue, Serving
 from baton_router.flight import Ending, Flight, Flights, Reader
 from baton_router.prompt import tokenize
 from baton_router.pulse import Pulse
+from baton_router.question import question_of
 from baton_router.record import Record
 from baton_router.records import Records
 from baton_router.response_cache import cache_key, digest, may_share
@@ -179,16 +180,17 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         limits = serving.limits
         prompt = check(request, limits)
         account.enter(ledger_pb2.KIND_TOKENIZE)
+        question = question_of(prompt) if request.cache_control.semantic else None
         rendered = await tokenize(prompt, self._model, prompt_field(request), limits)
         account.enter(ledger_pb2.KIND_OVERHEAD)
-        resolved = resolve(request, rendered.token_ids, limits, self._model.defaults)
+        resolved = resolve(request, rendered.token_ids, limits, self._model.defaults, question)
         serving.require_worker()
         return resolved
 
     def _board(self, record: Record, resolved: ResolvedRequest, serving: Serving) -> tuple[Flight, bool]:
         """The flight that brings the answer, and whether it was started for this request."""
         key = cache_key(resolved, serving.fingerprint, self._model.text_digest)
-        start = response_cache_pb2.JoinStart(key=key)
+        start = response_cache_pb2.JoinStart(key=key, question=resolved.question)
         shared = digest(start) if self._means.cache.enabled and may_share(resolved) else None
         flight = self._flights.boardable(shared) if shared is not None else None
         if flight is not None:

@@ -55,6 +55,19 @@ def cache_key(
     )
 
 
+def _place(
+    asked: response_cache_pb2.LookupRequest | response_cache_pb2.FillRequest | response_cache_pb2.JoinStart,
+) -> bytes:
+    """What chooses the replica: the key, but where similar questions count the same for all of them."""
+    if not asked.HasField("question"):
+        return digest(asked.key)
+    rest = response_cache_pb2.CacheKey()
+    rest.CopyFrom(asked.key)
+    del rest.token_ids[:]
+    rest.text_digest += asked.question.context.hex()
+    return digest(rest)
+
+
 def digest(question: response_cache_pb2.CacheKey | response_cache_pb2.JoinStart) -> bytes:
     """32 bytes that stand for a question here, and choose its replica. Never kept: another version's may differ."""
     return blake2b(question.SerializeToString(deterministic=True), digest_size=32).digest()
@@ -67,12 +80,14 @@ class ResponseCache:
         channels: to the cache service.
         replicas: of it.
         timeout: seconds a lookup may take.
+        similar_timeout: seconds it may take where similar questions are looked for, too.
     """
 
-    def __init__(self, channels: ChannelPool, replicas: Replicas, timeout: float) -> None:
+    def __init__(self, channels: ChannelPool, replicas: Replicas, timeout: float, similar_timeout: float) -> None:
         self._channels = channels
         self._replicas = replicas
         self._timeout = timeout
+        self._similar_timeout = similar_timeout
         self._fills: asyncio.TaskGroup | None = None
         self._filling = 0
 
@@ -90,13 +105,14 @@ class ResponseCache:
 
     async def lookup(self, request: response_cache_pb2.LookupRequest) -> response_cache_pb2.LookupResponse | None:
         """The cache's answer; None when it gave none in time."""
-        replica = self._replicas.choose(digest(request.key))
+        replica = self._replicas.choose(_place(request))
         if replica is None:
             return None
+        timeout = self._similar_timeout if request.HasField("question") else self._timeout
         try:
             async with self._channels.channel(replica.target) as channel:
                 lookup = response_cache_pb2_grpc.ResponseCacheStub(channel).Lookup
-                found = await tracing.call(f"{_SERVICE}/Lookup", lookup, request, self._timeout, replica.target)
+                found = await tracing.call(f"{_SERVICE}/Lookup", lookup, request, timeout, replica.target)
         except grpc.aio.AioRpcError as error:
             _failed(replica, "lookup", error.code().name)
             return None
@@ -108,10 +124,11 @@ class ResponseCache:
         """Take a seat among those who ask the same; None when the cache gave none in time. Leaving the block leaves
         the seat.
         """
-        replica = self._replicas.choose(digest(start.key))
+        replica = self._replicas.choose(_place(start))
         if replica is None:
             yield None
             return
+        timeout = self._similar_timeout if start.HasField("question") else self._timeout
         async with self._channels.channel(replica.target) as channel:
             join = Join(flight, start)
             stub = response_cache_pb2_grpc.ResponseCacheStub(channel).Join
@@ -120,7 +137,7 @@ class ResponseCache:
             seated = False
             try:
                 try:
-                    async with patience(self._timeout):
+                    async with patience(timeout):
                         await join.take_seat(aiter(call))
                     replica.answered()
                     seated = True
@@ -144,7 +161,7 @@ class ResponseCache:
 
     async def _fill(self, request: response_cache_pb2.FillRequest) -> None:
         try:
-            replica = self._replicas.choose(digest(request.key))
+            replica = self._replicas.choose(_place(request))
             if replica is None:
                 CACHE_FAILURES.labels("fill_dropped").inc()
                 return

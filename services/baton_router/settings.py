@@ -49,6 +49,9 @@ class RouterSettings(ServiceSettings):
     follow_silence_seconds: float = Field(
         30.0, gt=0, description="a request that shares another router's generation goes on alone after such a silence"
     )
+    cache_similar_timeout_seconds: float = Field(
+        0.25, gt=0, description="longest wait for the cache where cache_control.semantic is set; after it: a miss"
+    )
     # With what timers and a busy process are late by, at most 25 ms; and more than the cache gives Redis.
     cache_timeout_seconds: float = Field(0.023, gt=0, description="longest wait for the cache; after it: a miss")
     record_prompts: bool = Field(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from baton.internal.v1 import response_cache_pb2
 from baton.rpc.errors import InvalidArgument, ModelNotFound
 from baton.text.model import SamplingDefaults
 from baton.v1 import chat_pb2, inference_pb2, sampling_pb2
@@ -67,6 +68,8 @@ class ResolvedRequest:
     sampling: sampling_pb2.SamplingParams
     deterministic: bool
     """Greedy, or the client chose the seed: asking again gives the same answer."""
+    question: response_cache_pb2.SemanticQuestion | None
+    """Allows the answer of a similar one; None: only of the same."""
     cache_mode: inference_pb2.CacheMode.ValueType
     cache_ttl_seconds: float | None
     original_pace: bool
@@ -97,8 +100,14 @@ def check(request: AnyRequest, limits: Limits) -> Prompt:
     return _check_prompt(request, limits)
 
 
-def resolve(request: AnyRequest, prompt_ids: list[int], limits: Limits, defaults: SamplingDefaults) -> ResolvedRequest:
-    """A checked request and its tokens together.
+def resolve(
+    request: AnyRequest,
+    prompt_ids: list[int],
+    limits: Limits,
+    defaults: SamplingDefaults,
+    question: response_cache_pb2.SemanticQuestion | None = None,
+) -> ResolvedRequest:
+    """A checked request, its tokens, and its question together.
 
     Raises:
         InvalidArgument: prompt and answer do not fit into the context, or a resumed answer does not go on.
@@ -120,6 +129,7 @@ def resolve(request: AnyRequest, prompt_ids: list[int], limits: Limits, defaults
         delivered=delivered,
         sampling=sampling,
         deterministic=chosen_seed or sampling.temperature == 0,
+        question=question,
         cache_mode=control.mode or inference_pb2.CACHE_MODE_USE,
         cache_ttl_seconds=control.ttl.ToNanoseconds() / 1e9 if control.HasField("ttl") else None,
         original_pace=control.original_pace,
@@ -248,7 +258,5 @@ def _check_resume(ids: Sequence[int], limits: Limits) -> None:
 def _check_cache_control(control: inference_pb2.CacheControl) -> None:
     if control.mode not in inference_pb2.CacheMode.values():
         raise InvalidArgument("cache_control.mode", "is no known mode")
-    if control.semantic:
-        raise InvalidArgument("cache_control.semantic", "is not served yet")
     if control.HasField("ttl") and not MIN_TTL_SECONDS <= control.ttl.seconds <= MAX_TTL_SECONDS:
         raise InvalidArgument("cache_control.ttl", "must be 1 s to 30 days")

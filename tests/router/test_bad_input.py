@@ -98,8 +98,17 @@ CASES: list[tuple[Callable[[], Request], str]] = [
     (lambda: text(constraint=sampling_pb2.Constraint(regex="a*")), "constraint"),
     (lambda: text(constraint=sampling_pb2.Constraint()), "constraint"),
     (lambda: Chat(messages=[user()], tools=[chat_pb2.Tool(name="f")]), "tools"),
-    (lambda: cached(semantic=True), "cache_control.semantic"),
     # the rest
+    (
+        lambda: Stream(token_ids=Ids(ids=[5]), cache_control=inference_pb2.CacheControl(semantic=True)),
+        "cache_control.semantic",
+    ),
+    (
+        lambda: Chat(
+            messages=[user(role=chat_pb2.ROLE_SYSTEM)], cache_control=inference_pb2.CacheControl(semantic=True)
+        ),
+        "cache_control.semantic",
+    ),
     (lambda: cached(mode=77), "cache_control.mode"),
     (lambda: with_ttl(0), "cache_control.ttl"),
     (lambda: with_ttl(-5), "cache_control.ttl"),

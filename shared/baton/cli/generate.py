@@ -28,6 +28,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the model's end.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the response cache.")] = False,
+    semantic: Annotated[bool, typer.Option("--semantic", help="Take the answer of a similar question, too.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds the whole request may take.")] = 300.0,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is complete.")] = False,
     chat: Annotated[bool, typer.Option("--chat", help="Ask as a user, through the model's chat template.")] = False,
@@ -52,6 +53,8 @@ def generate(
         no_cache=no_cache,
         timeout=timeout,
     )
+    if semantic:
+        options["semantic"] = True
     if ignore_eos:
         options["ignore_eos"] = True
     address = target_or_default(target)
@@ -136,6 +139,9 @@ def tell(answer: Answer, first_token_ns: int | None, elapsed_ns: int, *, explain
     console.err.print(render.usage_line(answer, first_token_ns, elapsed_ns))
     if explain:
         console.err.print(waterfall(answer.ledger))
+        if answer.cache_similarity is not None:
+            said = f"the answer of a similar question: cosine {answer.cache_similarity:.4f}, entry {answer.cache_entry}"
+            console.err.print(f"[dim]{said}[/]")
         console.err.print(f"[dim]request {answer.request_id} · model {answer.model} · seed {answer.seed}[/]")
     else:
         line = render.ledger_line(answer)

@@ -52,7 +52,8 @@ def usage_line(answer: Answer, first_token_ns: int | None, elapsed_ns: int) -> F
         rate = (usage.completion_tokens - 1) / (elapsed_ns - first_token_ns) * 1e9
         parts.append(f"{rate:,.0f} tokens/s")
     if answer.cache in (CacheStatus.HIT, CacheStatus.COALESCED, CacheStatus.SEMANTIC):
-        parts.append(f"from the response cache ({answer.cache.name.lower()})")
+        near = "" if answer.cache_similarity is None else f" {answer.cache_similarity:.3f}"
+        parts.append(f"from the response cache ({answer.cache.name.lower()}{near})")
     elif answer.placement is Placement.REMOTE:
         parts.append(f"KV by {answer.transport.name.lower()}")
     elif answer.placement is Placement.LOCAL:
@@ -94,6 +95,8 @@ def answer_json(answer: Answer, first_token_ns: int | None, elapsed_ns: int) -> 
             "speculated_tokens": answer.usage.speculated_tokens,
         },
         "cache": answer.cache.name.lower(),
+        "cache_entry": answer.cache_entry,
+        "cache_similarity": answer.cache_similarity,
         "prefill_placement": answer.placement.name.lower(),
         "transport": answer.transport.name.lower(),
         "migrations": answer.migrations,

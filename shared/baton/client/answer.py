@@ -112,6 +112,10 @@ class Answer:
     migrations: int
     """Times the request moved to another decode replica."""
     ledger: Ledger
+    cache_entry: str = ""
+    """Of an answer from the response cache: the entry, as `baton cache get` takes it."""
+    cache_similarity: float | None = None
+    """Of the answer of a similar question: cosine similarity of the two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +155,8 @@ def answer(start: Start, text: str, token_ids: tuple[int, ...], summary: inferen
         transport=Transport(summary.transport),
         migrations=summary.migrations,
         ledger=from_proto(summary.ledger),
+        cache_entry=summary.cache_entry,
+        cache_similarity=summary.cache_similarity if summary.HasField("cache_similarity") else None,
     )
 
 

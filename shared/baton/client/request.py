@@ -63,6 +63,8 @@ class Options(TypedDict, total=False):
     skip_special_tokens: bool
     include_stop: bool
     cache: CacheMode
+    semantic: bool
+    """Allow the answer of a similar question."""
     priority: int
     request_id: str
     """Id of the request in logs and traces, 1 to 128 visible ASCII characters."""
@@ -190,5 +192,7 @@ def _set_common(
 ) -> None:
     if "cache" in options:
         request.cache_control.mode = options["cache"].value
+    if "semantic" in options:
+        request.cache_control.semantic = options["semantic"]
     if "priority" in options:
         request.priority = options["priority"]

@@ -719,7 +719,9 @@ class CacheControl(_message.Message):
     mode: Global___CacheMode.ValueType
     """What is allowed. Unset or unspecified: CACHE_MODE_USE."""
     semantic: _builtins.bool
-    """Allow the answer of a similar question. Unset: false. Not served yet."""
+    """Allow the answer of a similar question, where the server does too: one that differs in its wording only, as far as a
+    guard can tell. It needs a prompt in words. Unset: false.
+    """
     original_pace: _builtins.bool
     """Stream a stored answer at the pace at which it was generated, not at once. Unset: false."""
     @_builtins.property

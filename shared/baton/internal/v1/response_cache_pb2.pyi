@@ -701,3 +701,37 @@ class JoinEnd(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JoinEnd: _TypeAlias = JoinEnd  # noqa: Y015
+
+@_typing.final
+class StoredQuestion(_message.Message):
+    """StoredQuestion is what lies in Redis for each question that similar ones may find."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    ENTRY_FIELD_NUMBER: _builtins.int
+    KEY_DIGEST_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """Version of this format: 1. Others are not there."""
+    text: _builtins.str
+    """The question, as SemanticQuestion.text."""
+    entry: _builtins.str
+    """Name of the entry that holds its answer."""
+    key_digest: _builtins.bytes
+    """Proof of that entry, as StoredValue.key_digest."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        text: _builtins.str = ...,
+        entry: _builtins.str = ...,
+        key_digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "key_digest", b"key_digest", "text", b"text", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredQuestion: _TypeAlias = StoredQuestion  # noqa: Y015
