@@ -81,6 +81,17 @@ def test_flags_become_sampling_fields_and_the_prompt_may_come_by_pipe(server: Sc
     assert request.cache_control.mode == 2
 
 
+def test_flags_of_the_cache(server: ScriptedServer) -> None:
+    run(server, "generate", "x", "--refresh")
+    run(server, "generate", "x", "--only-cached", "--original-pace", "--semantic")
+    refresh, only = (request.cache_control for request in server.inference.requests)
+    assert (refresh.mode, refresh.original_pace, refresh.semantic) == (3, False, False)
+    assert (only.mode, only.original_pace, only.semantic) == (4, True, True)
+    code, _, err = run(server, "generate", "x", "--refresh", "--no-cache")
+    assert code == 2
+    assert "give one of them" in err
+
+
 def test_errors_say_what_to_do_and_set_the_exit_code(server: ScriptedServer) -> None:
     code, out, err = run(server, "generate", "overloaded")
     assert (code, out) == (1, "")

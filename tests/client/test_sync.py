@@ -57,6 +57,16 @@ def test_unset_options_stay_unset_and_zero_is_sent(server: Any) -> None:
     assert dict(request.sampling.logit_bias) == {3: -1.0}
 
 
+def test_how_the_cache_is_used(server: Any) -> None:
+    with Client(server.target) as client:
+        client.generate([5], cache=CacheMode.REFRESH, cache_ttl=1.5, semantic=True, original_pace=True)
+        client.generate([5])
+    control, unset = (request.cache_control for request in server.inference.requests)
+    assert (control.mode, control.semantic, control.original_pace) == (CacheMode.REFRESH.value, True, True)
+    assert control.ttl.ToMilliseconds() == 1500
+    assert unset == type(unset)()
+
+
 def test_an_unknown_option_is_refused_before_anything_is_sent(server: Any) -> None:
     with Client(server.target) as client, pytest.raises(TypeError, match="temprature"):
         client.generate("Once", temprature=1)  # type: ignore[arg-type]

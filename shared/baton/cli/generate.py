@@ -28,6 +28,11 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the model's end.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the response cache.")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Generate anew, and store that.")] = False,
+    only_cached: Annotated[bool, typer.Option("--only-cached", help="Fail where no answer is stored.")] = False,
+    original_pace: Annotated[
+        bool, typer.Option("--original-pace", help="Stream a stored answer as slowly as it was generated.")
+    ] = False,
     semantic: Annotated[bool, typer.Option("--semantic", help="Take the answer of a similar question, too.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds the whole request may take.")] = 300.0,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is complete.")] = False,
@@ -50,9 +55,11 @@ def generate(
         min_p=min_p,
         seed=seed,
         stop=stop,
-        no_cache=no_cache,
+        cache=cache_mode(no_cache=no_cache, refresh=refresh, only_cached=only_cached),
         timeout=timeout,
     )
+    if original_pace:
+        options["original_pace"] = True
     if semantic:
         options["semantic"] = True
     if ignore_eos:
@@ -89,7 +96,7 @@ def sampling_options(
     min_p: float | None = None,
     seed: int | None = None,
     stop: list[str] | None = None,
-    no_cache: bool = False,
+    cache: CacheMode | None = None,
     timeout: float | None = None,
 ) -> Options:
     """The options given on the command line; the others stay the server's choice."""
@@ -108,9 +115,18 @@ def sampling_options(
         options["seed"] = seed
     if stop:
         options["stop"] = stop
-    if no_cache:
-        options["cache"] = CacheMode.BYPASS
+    if cache is not None:
+        options["cache"] = cache
     return options
+
+
+def cache_mode(*, no_cache: bool = False, refresh: bool = False, only_cached: bool = False) -> CacheMode | None:
+    """What the flags say; None: nothing. More than one is refused."""
+    modes = {CacheMode.BYPASS: no_cache, CacheMode.REFRESH: refresh, CacheMode.ONLY: only_cached}
+    wanted = [mode for mode, said in modes.items() if said]
+    if len(wanted) > 1:
+        console.fail("--no-cache, --refresh and --only-cached: give one of them", code=2)
+    return wanted[0] if wanted else None
 
 
 def follow(stream: AnswerStream, started_ns: int, *, show: bool) -> tuple[Answer, int | None]:

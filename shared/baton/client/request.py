@@ -63,8 +63,12 @@ class Options(TypedDict, total=False):
     skip_special_tokens: bool
     include_stop: bool
     cache: CacheMode
+    cache_ttl: float
+    """Seconds a new entry may be served. Absent: the server's choice."""
     semantic: bool
     """Allow the answer of a similar question."""
+    original_pace: bool
+    """Stream a stored answer as slowly as it was generated."""
     priority: int
     request_id: str
     """Id of the request in logs and traces, 1 to 128 visible ASCII characters."""
@@ -192,7 +196,11 @@ def _set_common(
 ) -> None:
     if "cache" in options:
         request.cache_control.mode = options["cache"].value
+    if "cache_ttl" in options:
+        request.cache_control.ttl.FromNanoseconds(round(options["cache_ttl"] * 1e9))
     if "semantic" in options:
         request.cache_control.semantic = options["semantic"]
+    if "original_pace" in options:
+        request.cache_control.original_pace = options["original_pace"]
     if "priority" in options:
         request.priority = options["priority"]
