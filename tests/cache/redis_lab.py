@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -29,6 +30,20 @@ def free_port() -> int:
             one.bind(("127.0.0.1", port))
             other.bind(("127.0.0.1", port + 10_000))
             return port
+
+
+def documented_rights(cluster: bool = False, semantic: bool = False) -> list[str]:
+    """The rights of an ACL user that docs/cache.md asks for: for one server; for a cluster; for vector sets."""
+    page = (Path(__file__).parents[2] / "docs" / "cache.md").read_text()
+    wanted = [r"An ACL user needs `(~.+?)`"]
+    wanted += [r"for a cluster,\s+`(.+?)`"] if cluster else []
+    wanted += [r"for vector\s+sets, `(.+?)`"] if semantic else []
+    rights = []
+    for pattern in wanted:
+        found = re.search(pattern, page)
+        assert found is not None, pattern
+        rights += found[1].split()
+    return rights
 
 
 class Server:

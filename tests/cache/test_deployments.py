@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 from baton.internal.v1 import response_cache_pb2
 from baton.rpc.service import CannotStart
 from tests.cache.conftest import Cache, an_answer, cache_key, eventually, name_of, running_cache
-from tests.cache.redis_lab import FREEZE, Certificates, Server, a_cluster, join, running, speaks_tls
+from tests.cache.redis_lab import FREEZE, Certificates, Server, a_cluster, documented_rights, join, running, speaks_tls
 
 FAILED = response_cache_pb2.MISS_REASON_STORE_FAILED
 QUICK = {"redis_timeout": 0.3, "breaker_seconds": 0.2}
@@ -293,6 +293,16 @@ async def test_cluster(cluster: list[Server]) -> None:
     for server in cluster:
         with server.client() as client:
             assert 5 < client.dbsize() < 40, "each holds a share"
+
+
+async def test_the_rights_that_are_documented_do_for_a_cluster(cluster: list[Server]) -> None:
+    rights = documented_rights(cluster=True)
+    for server in cluster:
+        with server.client() as client:
+            client.execute_command("ACL", "SETUSER", "mesh", "on", ">sesame", *rights)
+    url = url_of(cluster).replace("//", "//mesh:sesame@")
+    async with running_cache(url, **QUICK) as cache:
+        assert await works(cache)
 
 
 async def test_a_lost_server_of_a_cluster_costs_only_its_share(cluster: list[Server]) -> None:

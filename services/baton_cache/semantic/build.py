@@ -34,9 +34,8 @@ async def semantic_cache(
         return
     encoder = Encoder(_embedder(settings), settings.semantic_waiting, settings.semantic_timeout)
     policy = Policy(frozenset(settings.semantic_tenants), settings.semantic_threshold, settings.semantic_mode)
-    index = DetectedIndex(
-        store, RedisIndex(store, names, settings.semantic_questions), OwnIndex(settings.semantic_questions)
-    )
+    most = settings.semantic_questions
+    index = DetectedIndex(store, names, RedisIndex(store, names, most), OwnIndex(most))
     log.info("similar questions are answered", extra={"mode": policy.mode.value, "threshold": policy.threshold})
     with encoder.running():
         yield SemanticCache(policy, encoder, index, keys, answers)

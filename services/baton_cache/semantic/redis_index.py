@@ -113,12 +113,14 @@ class DetectedIndex:
 
     Args:
         store: Redis.
+        names: what things are called there.
         shared: for a server with vector sets.
         own: for one without.
     """
 
-    def __init__(self, store: Store, shared: Index, own: Index) -> None:
+    def __init__(self, store: Store, names: Names, shared: Index, own: Index) -> None:
         self._store = store
+        self._probe = names.similar("probe")  # under our prefix: others may be denied to our user
         self._shared = shared
         self._own = own
         self.chosen: Index | None = None
@@ -144,7 +146,7 @@ class DetectedIndex:
         async def command(redis: Any) -> bool:
             try:
                 # An absent key and an absent command are told apart by the error, whatever the user may list.
-                await redis.execute_command("VCARD", "{probe}")
+                await redis.execute_command("VCARD", self._probe)
             except ResponseError as error:
                 said = str(error).lower()
                 if said.startswith(("unknown command", "noperm")) or "no permissions" in said:
@@ -152,7 +154,7 @@ class DetectedIndex:
                 raise
             return True
 
-        return await self._store.call("index_detect", "{probe}", command)
+        return await self._store.call("index_detect", self._probe, command)
 
 
 def _pairs(found: Any) -> list[tuple[str, float]]:

@@ -17,6 +17,7 @@ from baton_cache.names import Names
 from baton_cache.semantic.index import Index, OwnIndex, Question
 from baton_cache.semantic.redis_index import DetectedIndex, RedisIndex
 from baton_cache.store import StoreFailed
+from tests.cache.redis_lab import documented_rights
 from tests.cache.semantic.conftest import a_store, direction
 
 NAMES = Names("test:")
@@ -137,7 +138,7 @@ async def test_the_index_is_chosen_by_what_redis_can_do(kind: str, request: pyte
     server: EmbeddedRedis = request.getfixturevalue("vector_redis" if kind == "shared" else "redis_server")
     async with a_store(server.url) as store:
         shared, own = RedisIndex(store, NAMES, 4), OwnIndex(4)
-        index = DetectedIndex(store, shared, own)
+        index = DetectedIndex(store, NAMES, shared, own)
         await put(index, "a")
         assert await names(index, "a") == ["a"]
         if index.chosen is shared and kind == "own":
@@ -145,11 +146,29 @@ async def test_the_index_is_chosen_by_what_redis_can_do(kind: str, request: pyte
         assert index.chosen is (shared if kind == "shared" else own)
 
 
+async def test_the_rights_that_are_documented_do_for_vector_sets(vector_redis: EmbeddedRedis) -> None:
+    rights = documented_rights(semantic=True)
+    with redis.Redis.from_url(vector_redis.url) as admin:
+        for user, granted in (("mesh", rights), ("plain", documented_rights())):
+            admin.execute_command("ACL", "SETUSER", user, "on", ">sesame", *granted)
+    for user, kind in (("mesh", RedisIndex), ("plain", OwnIndex)):
+        url = vector_redis.url.replace("unix://", f"unix://{user}:sesame@")
+        async with a_store(url) as store:
+            names_of_baton = Names("baton:")
+            index = DetectedIndex(store, names_of_baton, RedisIndex(store, names_of_baton, 2), OwnIndex(2))
+            for text in "abc":
+                await put(index, text)
+            assert await names(index, "c", count=1) == ["c"]
+            await index.remove(PARTITION, "entry-c")
+            assert "c" not in await names(index, "c")
+            assert isinstance(index.chosen, kind), user
+
+
 async def test_without_redis_there_is_no_choice_yet(redis_server: EmbeddedRedis) -> None:
     url = redis_server.url
     redis_server.close()
     async with a_store(url, Breaker(1, 0.05), timeout=0.2) as store:
-        index = DetectedIndex(store, RedisIndex(store, NAMES, 4), OwnIndex(4))
+        index = DetectedIndex(store, NAMES, RedisIndex(store, NAMES, 4), OwnIndex(4))
         with pytest.raises(StoreFailed):
             await put(index, "a")
         redis_server.start()
