@@ -258,5 +258,6 @@ def _check_resume(ids: Sequence[int], limits: Limits) -> None:
 def _check_cache_control(control: inference_pb2.CacheControl) -> None:
     if control.mode not in inference_pb2.CacheMode.values():
         raise InvalidArgument("cache_control.mode", "is no known mode")
-    if control.HasField("ttl") and not MIN_TTL_SECONDS <= control.ttl.seconds <= MAX_TTL_SECONDS:
+    # Nanoseconds may be negative, and more than a second, in a Duration that nobody checked.
+    if control.HasField("ttl") and not MIN_TTL_SECONDS <= control.ttl.ToNanoseconds() / 1e9 <= MAX_TTL_SECONDS:
         raise InvalidArgument("cache_control.ttl", "must be 1 s to 30 days")

@@ -53,9 +53,10 @@ def cached(**fields: object) -> Stream:
     return text(cache_control=inference_pb2.CacheControl(**fields))  # type: ignore[arg-type]
 
 
-def with_ttl(seconds: int) -> Stream:
+def with_ttl(seconds: int, nanos: int = 0) -> Stream:
     request = cached()
-    request.cache_control.ttl.FromSeconds(seconds)
+    request.cache_control.ttl.seconds = seconds
+    request.cache_control.ttl.nanos = nanos
     return request
 
 
@@ -113,6 +114,8 @@ CASES: list[tuple[Callable[[], Request], str]] = [
     (lambda: with_ttl(0), "cache_control.ttl"),
     (lambda: with_ttl(-5), "cache_control.ttl"),
     (lambda: with_ttl(30 * 24 * 3600 + 1), "cache_control.ttl"),
+    (lambda: with_ttl(30 * 24 * 3600, 1), "cache_control.ttl"),
+    (lambda: with_ttl(1, -2 * 10**9), "cache_control.ttl"),
     (lambda: text(priority=101), "priority"),
     (lambda: text(priority=-101), "priority"),
     (lambda: text(priority=-(2**31)), "priority"),
