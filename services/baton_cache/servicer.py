@@ -189,7 +189,9 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
     ) -> response_cache_pb2.LookupResponse:
         """The answer of a similar question, where the caller allows it."""
         match = None
-        if self._semantic is not None and asked.HasField("question"):
+        # A Redis that has just cost the caller its timeout has no similar question's answer either.
+        failed = missing.reason == response_cache_pb2.MISS_REASON_STORE_FAILED
+        if self._semantic is not None and asked.HasField("question") and not failed:
             match = await self._semantic.find(asked.question, asked.key, timeline)
         if match is None:
             return response_cache_pb2.LookupResponse(miss_reason=missing.reason)

@@ -156,9 +156,11 @@ async def test_long_questions_take_no_part(similar: Cache) -> None:
 async def test_without_redis_it_is_a_miss(similar: Cache, redis_server: EmbeddedRedis) -> None:
     await store(similar, ASKED)
     os.kill(redis_server.pid, signal.SIGKILL)
+    before = counted("embed_seconds_count")
     found = await ask(similar, AGAIN)
     assert not found.hit
     assert found.miss_reason == response_cache_pb2.MISS_REASON_STORE_FAILED
+    assert counted("embed_seconds_count") == before, "Redis failed once: no more time is spent"
 
 
 async def test_a_slow_encoder_is_a_miss(redis_server: EmbeddedRedis) -> None:
