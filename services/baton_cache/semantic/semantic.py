@@ -35,6 +35,8 @@ LONGEST_BYTES: Final = 512
 _CANDIDATES: Final = 8
 _REMEMBERED: Final = 256
 """Vectors of questions that are about to be stored, and answers that shadow hits wait to be compared with."""
+_LONGEST_COMPARED: Final = 16 * 1024
+"""Characters of an answer that a shadow hit is compared by; a longer one is counted, not compared."""
 _COMPARED_WORDS: Final = 4096
 
 _reading = lru_cache(1024)(read)
@@ -103,7 +105,8 @@ class SemanticCache:
         except (StoreFailed, NotAValue):
             outcome = "store_failed"
         if match is not None and self._policy.mode is SemanticMode.SHADOW:
-            _remember(self._shadows, self._keys.digests(key).name, _text(match.answer))
+            if len(text := _text(match.answer)) <= _LONGEST_COMPARED:
+                _remember(self._shadows, self._keys.digests(key).name, text)
             outcome, match = "shadow_hit", None
         metrics.LOOKUPS.labels(outcome).inc()
         return match

@@ -184,6 +184,17 @@ async def test_shadow_mode_counts_and_does_not_serve(redis_server: EmbeddedRedis
             assert after == (before[0] + 1, before[1] + 1)
 
 
+async def test_shadow_mode_does_not_hold_long_answers(redis_server: EmbeddedRedis) -> None:
+    async with running_cache(redis_server.url, **PATIENT | {"semantic_mode": "shadow"}) as cache:
+        await store(cache, ASKED, answer="fox " * 5000)
+        shadows = counted("lookups_total", outcome="shadow_hit")
+        judged = counted("shadow_agreement_count")
+        assert not (await ask(cache, AGAIN, (3, 3))).hit
+        await store(cache, AGAIN, (3, 3))
+        assert counted("lookups_total", outcome="shadow_hit") == shadows + 1
+        assert counted("shadow_agreement_count") == judged
+
+
 async def test_a_caller_that_joins_gets_it_too(similar: Cache) -> None:
     start = response_cache_pb2.JoinStart(key=key((1, 2)), question=question(ASKED))
     call = similar.stub.Join()
