@@ -35,6 +35,10 @@ class Rule(enum.StrEnum):
     """A word follows `to` in one, and not in the other."""
     ORDER = "order"
     """The same words in another order: who does what to whom."""
+    VERB = "verb"
+    """What is, has and does: *is eaten* and *eats*, *is* and *has*."""
+    SOME = "some"
+    """Some of them, or all."""
     COUNT = "count"
     """The largest one, or the largest ones."""
     EMPTY = "empty"
@@ -61,13 +65,23 @@ def judge(one: Reading, other: Reading, lexicon: Lexicon | None = None) -> Rule 
         return Rule.KIND
     if one.tense != other.tense:
         return Rule.TENSE
-    if one.persons and other.persons and one.persons != other.persons:
+    if (one.verbs ^ other.verbs) - {"be"}:
+        return Rule.VERB
+    if one.some != other.some:
+        return Rule.SOME
+    if one.us != other.us or (one.persons and other.persons and one.persons != other.persons):
         return Rule.PERSON
     pairs = _paired(one.items, other.items, lexicon)
     if isinstance(pairs, Rule):
         return pairs
-    if any(_related_otherwise(one.items[a], other.items[b]) for a, b in pairs):
+    tool = one.kind == other.kind == "how-to"
+    if any(_related_otherwise(one.items[a], other.items[b], tool) for a, b in pairs):
         return Rule.RELATION
+    passive = "be" in one.verbs ^ other.verbs
+    if "be" in one.verbs | other.verbs and any(
+        _acts_otherwise(one.items[a], other.items[b], passive) for a, b in pairs
+    ):
+        return Rule.VERB
     if (one.superlative or other.superlative) and any(
         _plural(one.items[a]) != _plural(other.items[b]) for a, b in pairs
     ):
@@ -97,8 +111,33 @@ def _paired(one: tuple[Item, ...], other: tuple[Item, ...], lexicon: Lexicon) ->
     return sorted(pairs)
 
 
-def _related_otherwise(one: Item, other: Item) -> bool:
-    return one.marker != other.marker and (one.hard or other.hard)
+def _related_otherwise(one: Item, other: Item, tool: bool) -> bool:
+    """Whether what stands before them says something else.
+
+    Args:
+        one, other: a word and its like.
+        tool: whether it is asked how to do something: in R, on Linux and with CSS is with what.
+    """
+    if one.marker == other.marker:
+        return False
+    if one.hard or other.hard:
+        return True
+    if tool and one.exact and not one.number and {one.marker, other.marker} <= {"in", "on", "with", ""}:
+        return False
+    return not {one.marker, other.marker} & {"", "of"}
+
+
+def _acts_otherwise(one: Item, other: Item, passive: bool) -> bool:
+    """Whether a verb is a participle in one and not in the other, but for a gerund: for saving, to save.
+
+    Args:
+        one, other: a word and its like.
+        passive: whether only one of the questions has a form of *be*: who was hired, who hired; is like, likes.
+    """
+    if passive and (one.form == other.form == "past" or one.word == other.word == "like"):
+        return True
+    gerund = "ing" in (one.form, other.form) and (one.marker or other.marker)
+    return one.form != other.form and not gerund
 
 
 def _plural(item: Item) -> bool:

@@ -41,6 +41,12 @@ class Lexicon:
     """Base form of each irregular one."""
     pasts: frozenset[str]
     """Irregular past forms."""
+    participles: frozenset[str]
+    """Those, and irregular participles."""
+    mentions: frozenset[str]
+    """Words of questions that are about words."""
+    lettered: frozenset[str]
+    """Words that a letter follows, no article: vitamin A."""
     frames: tuple[Frame, ...]
     leads: tuple[Frame, ...]
     """Those that say nothing: greetings, and asking to be told."""
@@ -65,7 +71,7 @@ class Lexicon:
 def english() -> Lexicon:
     """The one there is."""
     read = tomllib.loads(_FILE.read_text())
-    bases, pasts = _irregular(read["irregular"]["forms"])
+    bases, pasts, participles = _irregular(read["irregular"]["forms"])
     groups: dict[str, set[int]] = defaultdict(set)
     for number, line in enumerate(read["synonyms"]["groups"].splitlines()):
         for word in line.split():
@@ -82,6 +88,9 @@ def english() -> Lexicon:
         hard=_by_word(read["markers"]["hard"]),
         bases=bases,
         pasts=pasts,
+        participles=participles,
+        mentions=frozenset(read["mentions"].split()),
+        lettered=frozenset(read["lettered"].split()),
         frames=frames,
         leads=tuple(frame for frame in frames if not frame.kind),
         rewrites=tuple(
@@ -102,18 +111,21 @@ def _by_word(classes: dict[str, str]) -> dict[str, str]:
     return {word: name for name, words in classes.items() for word in words.split()}
 
 
-def _irregular(forms: str) -> tuple[dict[str, str], frozenset[str]]:
+def _irregular(forms: str) -> tuple[dict[str, str], frozenset[str], frozenset[str]]:
+    """Bases by form, past forms, and those with the participles: what else a verb has but in -s and -ing."""
     bases: dict[str, str] = {}
-    pasts = set()
+    pasts, participles = set(), set()
     for line in forms.splitlines():
         for entry in line.split("|"):
             base, *others = entry.split() or [""]
             for form in (base, *others):
                 bases.setdefault(form.rstrip("*"), base)
-                if form.endswith("*"):
-                    pasts.add(form.rstrip("*"))
+            past = {form.rstrip("*") for form in others if form.endswith("*")}
+            pasts |= past
+            if past:
+                participles |= {form.rstrip("*") for form in others if not form.endswith(("s", "ing"))}
     bases.pop("", None)
-    return bases, frozenset(pasts)
+    return bases, frozenset(pasts), frozenset(participles)
 
 
 def _trimmed(word: str) -> str:

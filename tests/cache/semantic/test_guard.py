@@ -29,6 +29,10 @@ SAME = [
     ("How is honey made by bees?", "How do bees make honey?"),
     ("What is the difference between tea and coffee?", "How do coffee and tea differ?"),
     ("How do I fix `foo()`?", "What is the way to fix `foo()`?"),
+    ("Can I freeze mushrooms?", "Is it possible to freeze mushrooms?"),
+    ("How many bones does the human body have?", "How many bones are in the human body?"),
+    ("Which symptoms does the flu have?", "What are the symptoms of the flu?"),
+    ("How do I read a CSV file in R?", "How can I read a CSV file with R?"),
 ]
 DIFFERENT = [
     ("What is 3 / 5?", "What is 3 - 5?", Rule.EXACT),
@@ -56,6 +60,86 @@ DIFFERENT = [
     ("什么是光合作用?", "什么是呼吸作用?", Rule.WORD),
     ("hi", "hello", Rule.EMPTY),
 ]
+
+
+FOOLED_ONCE = """
+Is he a doctor? | Has he a doctor?
+Is japan an island? | Does japan have an island?
+What does aspirin do? | What is aspirin?
+What has four legs? | What is four legs?
+Does gold have value? | Does gold do value?
+Is john like tom? | Does john like tom?
+Has the train left? | Does the train leave?
+Have prices risen? | Do prices rise?
+Is it raining in paris? | Does it rain in paris?
+Are cats eaten? | Do cats eat?
+Can a dog be eaten? | Can a dog eat?
+Should children be taught? | Should children teach?
+Was france defeated in 1940? | Did france defeat in 1940?
+Is the dog going to be eaten? | Will the dog eat?
+Who is paid? | Who pays?
+Who was hired? | Who hired?
+Who got fired? | Who fired?
+How do I get hired at google? | How do I hire at google?
+How do I get adopted? | How do I adopt?
+Is the store closed? | Is the store closing?
+Is my boss confused? | Is my boss confusing?
+Are some mushrooms poisonous? | Are mushrooms poisonous?
+Do any birds fly? | Do birds fly?
+Can some birds swim? | Can birds swim?
+What is a good golf score? | What is the best golf score?
+Is python better? | Is python best?
+Is coffee good for the heart? | Is coffee best for the heart?
+What is a bad credit score? | What is the worst credit score?
+What is wrong with me? | What is wrong with it?
+Should I just eat fruit? | Should I eat fruit?
+Is the steak well done? | Is the steak done?
+Is vitamin a good for the skin? | Is vitamin good for the skin?
+Is hepatitis a dangerous? | Is hepatitis dangerous?
+What is plan a? | What is plan?
+Who works with john? | Who works for john?
+Who works at google? | Who works for google?
+Who voted for trump? | Who voted with trump?
+What is on the table? | What is in the table?
+Can I cook with gas? | Can I cook for gas?
+Will it arrive at 5? | Will it arrive within 5?
+Is it due in 3 days? | Is it due within 3 days?
+Is it possible to drive drunk? | Is it permitted to drive drunk?
+Is it possible to drink seawater? | Is it okay to drink seawater?
+What is the french word for us? | What is the french word for it?
+Translate thank you to french | Translate please to french
+How do you spell really? | How do you spell exactly?
+What is 4² plus 5? | What is 42 plus 5?
+What is CO₂? | What is CO2?
+What is f' of x? | What is f of x?
+Is !a true? | Is a true?
+Who was the last us president? | Who was the latest us president?
+What is the largest sea? | What is the largest ocean?
+What is the weather in rome? | What is the climate in rome?
+What is the longest road in the world? | What is the longest street in the world?
+What is the highest mountain in the world? | What is the tallest mountain in the world?
+How do I improve my blood pressure? | How do I increase my blood pressure?
+How do I improve my cholesterol? | How do I raise my cholesterol?
+Is there a cure for hiv? | Is there a treatment for hiv?
+Can diabetes be cured? | Can diabetes be treated?
+Is velocity a vector? | Is speed a vector?
+Is an operating system software? | Is an operating system an application?
+Is northern ireland part of great britain? | Is northern ireland part of the united kingdom?
+Who produced titanic? | Who made titanic?
+How do I charge a customer? | How do I recharge a customer?
+How do I create a list in python? | How do I create an array in python?
+Can I freeze champagne? | Can I chill champagne?
+How do I delete a web page? | How do I delete a website?
+Is the poorest country in africa? | Is the worst country in africa?
+"""
+"""Pairs that passed once, most of them closer together than the threshold."""
+
+
+@pytest.mark.parametrize("pair", FOOLED_ONCE.strip().splitlines())
+def test_what_fooled_it_once(pair: str) -> None:
+    one, other = pair.split(" | ")
+    assert refusal(one, other) is not None
+    assert refusal(other, one) is not None
 
 
 @pytest.mark.parametrize(("one", "other"), SAME)
