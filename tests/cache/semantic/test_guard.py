@@ -129,6 +129,7 @@ Who produced titanic? | Who made titanic?
 How do I charge a customer? | How do I recharge a customer?
 How do I create a list in python? | How do I create an array in python?
 Can I freeze champagne? | Can I chill champagne?
+How do I file a claim? | How do I document a claim?
 How do I delete a web page? | How do I delete a website?
 Is the poorest country in africa? | Is the worst country in africa?
 """
