@@ -42,7 +42,7 @@ class Round:
         return len({(tuple(answer.token_ids), answer.text) for answer in self.answers})
 
 
-async def measure(progress: Progress, rounds: int, requests: int, tokens: int) -> Findings:
+async def measure(progress: Progress, rounds: int, requests: int, tokens: int, patient: bool) -> Findings:
     """Ask.
 
     Args:
@@ -50,9 +50,10 @@ async def measure(progress: Progress, rounds: int, requests: int, tokens: int) -
         rounds: different requests, one after the other.
         requests: equal ones at the same time.
         tokens: of an answer.
+        patient: let routers wait for the cache, and the cache for Redis, as long as a busy machine may take.
     """
     asked: list[Round] = []
-    async with _routers() as (bench, stubs), watched() as watch:
+    async with _routers(patient) as (bench, stubs), watched() as watch:
         for prompt in progress.track(prompts(rounds, _PROMPT_TOKENS, random.Random(3)), description="asking"):
             before = await _begun(bench)
             calls = (ask(stubs[number % len(stubs)], prompt, tokens) for number in range(requests))
@@ -62,6 +63,7 @@ async def measure(progress: Progress, rounds: int, requests: int, tokens: int) -
     found = Findings(
         f"Coalescing: {rounds} rounds of {requests} equal requests at once, over 3 routers and 2 cache replicas: one"
         f" router knows the first replica, one the second, one both. {_PROMPT_TOKENS[0]} tokens in, {tokens} out."
+        f" {'Patient' if patient else 'Default'} time-outs."
     )
     grid = found.grid("What was computed, per round", "rounds", "prefills", "decodes", "different streams", "failed")
     shapes = Counter((r.prefills, r.decodes, r.streams, sum(not a.ok for a in r.answers)) for r in asked)
@@ -94,21 +96,24 @@ async def _begun(bench: Bench) -> dict[str, float]:
 
 
 @asynccontextmanager
-async def _routers() -> AsyncIterator[tuple[Bench, list[Stub]]]:
+async def _routers(patient: bool) -> AsyncIterator[tuple[Bench, list[Stub]]]:
     """A mesh with three routers and two cache replicas, not all of which know each other."""
     async with AsyncExitStack() as stack:
-        local = {"decode": ("--local-prefill-tokens", str(_LEAST_REMOTE))}
-        bench = await stack.enter_async_context(running(extra=local))
+        of_cache = ("--redis-timeout", "1") if patient else ()
+        of_router = ("--cache-timeout-seconds", "2") if patient else ()
+        of_decode = ("--local-prefill-tokens", str(_LEAST_REMOTE))
+        extra = {"cache": of_cache, "router": of_router, "decode": of_decode}
+        bench = await stack.enter_async_context(running(extra=extra))
         first = bench.processes["cache"].grpc
         redis = {"BATON_REDIS_URL": bench.server.url}
         plain = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
-        second = (await stack.enter_async_context(more("cache", 1, plain, redis))).grpc
+        second = (await stack.enter_async_context(more("cache", 1, [*plain, *of_cache], redis))).grpc
         plan = Plan(model=bundled_model(), prefill=1, decode=1, listen="127.0.0.1:0", redis_url="", drain_seconds=2.0)
         workers = ([bench.processes["decode-0"].grpc], [bench.processes["prefill-0"].grpc])
         stubs = [bench.stub]  # knows the first cache
         for number, known in enumerate((second, f"{first},{second}"), 1):
             flags = plan.router_arguments(*workers, cache=known)
-            router = await stack.enter_async_context(more("router", number, flags, {}))
+            router = await stack.enter_async_context(more("router", number, [*flags, *of_router], {}))
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(router.grpc))
             stubs.append(inference_pb2_grpc.InferenceStub(channel))
         yield bench, stubs
