@@ -19,7 +19,7 @@ from baton.v1 import inference_pb2, inference_pb2_grpc
 from cache_measurements.asking import Answer, Stub, ask, prompts
 from cache_measurements.findings import Findings, interval, ms
 from cache_measurements.machine import watched
-from cache_measurements.mesh import Bench, metrics, more, running
+from cache_measurements.mesh import Bench, cache_environment, metrics, more, running
 
 _PROMPT_TOKENS: Final = (192, 192)
 """More than decode computes itself: the prefill tier does."""
@@ -105,7 +105,7 @@ async def _routers(patient: bool) -> AsyncIterator[tuple[Bench, list[Stub]]]:
         extra = {"cache": of_cache, "router": of_router, "decode": of_decode}
         bench = await stack.enter_async_context(running(extra=extra))
         first = bench.processes["cache"].grpc
-        redis = {"BATON_REDIS_URL": bench.server.url}
+        redis = cache_environment(bench.server)
         plain = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
         second = (await stack.enter_async_context(more("cache", 1, [*plain, *of_cache], redis))).grpc
         plan = Plan(model=bundled_model(), prefill=1, decode=1, listen="127.0.0.1:0", redis_url="", drain_seconds=2.0)

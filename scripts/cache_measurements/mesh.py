@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Final
 from urllib.request import urlopen
 
 import grpc
@@ -24,8 +25,9 @@ from baton.models import bundled_model
 from baton.v1 import inference_pb2_grpc
 from cache_measurements.asking import HIT, Answer, Prompt, Stub, ask
 
-_START_SECONDS = 180.0
-_HIT_SECONDS = 60.0
+_START_SECONDS: Final = 180.0
+_SECRET: Final = {"BATON_KEY_SECRET": "of all cache replicas that are measured"}
+_HIT_SECONDS: Final = 60.0
 
 
 @dataclass(slots=True)
@@ -50,7 +52,7 @@ class Bench:
         """Start a cache service where the one that was killed listened."""
         killed = self.processes["cache"]
         flags = ["--listen", killed.grpc, "--metrics-listen", killed.metrics]
-        again = more("cache", killed.pid, flags, {"BATON_REDIS_URL": self.server.url})
+        again = more("cache", killed.pid, flags, cache_environment(self.server))
         self.processes["cache"] = await self.exits.enter_async_context(again)
 
     async def store(self, prompt: Prompt, max_tokens: int) -> Answer:
@@ -65,6 +67,11 @@ class Bench:
         async with asyncio.timeout(_HIT_SECONDS):
             while (await ask(self.stub, prompt, max_tokens)).status != HIT:  # noqa: ASYNC110 only asking tells
                 await asyncio.sleep(0.02)
+
+
+def cache_environment(server: EmbeddedRedis) -> dict[str, str]:
+    """What a cache service needs to find what others of the mesh stored."""
+    return {"BATON_REDIS_URL": server.url, **_SECRET}
 
 
 @asynccontextmanager
@@ -87,6 +94,7 @@ async def running(
             redis_url=server.url,
             drain_seconds=2.0,
             extra=extra or {},
+            environment={"cache": _SECRET},
         )
         services = Stack(plan, None, _START_SECONDS, lambda process, line: None, relay)
         stack.push_async_callback(services.stop)
