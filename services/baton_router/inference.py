@@ -1,8 +1,8 @@
 """The life of a request in the router, top to bottom.
 
 1. It gets an id, is admitted, checked, and tokenized.
-2. It is accepted: initial metadata with the id goes out. From here on it ends with a summary or a status.
-3. It boards a flight (`flight.py`): that of an equal request which is under way, or a new one of its own.
+2. It boards a flight (`flight.py`): that of an equal request which is under way, or a new one of its own.
+3. It is accepted: initial metadata with the id goes out. From here on it ends with a summary or a status.
 4. The flight's source (`answering.py`) asks the cache, and on a miss has the decode tier generate (`generation.py`),
    over as many workers as it takes. What the client has not read yet waits, up to a bound.
 5. The summary tells how it went; a complete answer goes to the cache in the background.
@@ -151,17 +151,18 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
             serving = await self._catalogue.serving(deadline)
             resolved = await self._understand(request, serving, account)
             record.resolved(resolved, self._model.name)
-            await context.send_initial_metadata((("x-request-id", request_id),))
-            yield inference_pb2.StreamStart(
-                request_id=request_id,
-                model=self._model.name,
-                seed=resolved.sampling.seed,
-                prompt_tokens=len(resolved.prompt_ids),
-            )
             flight, mine = self._board(record, resolved, serving)
             reader = Reader(account, deadline, self._settings.max_unsent_tokens if buffer else None)
             index = len(resolved.delivered)
             async with flight.reading(reader) as chunks:
+                # Only now: writing these takes half a millisecond, in which the flight is on its way already.
+                await context.send_initial_metadata((("x-request-id", request_id),))
+                yield inference_pb2.StreamStart(
+                    request_id=request_id,
+                    model=self._model.name,
+                    seed=resolved.sampling.seed,
+                    prompt_tokens=len(resolved.prompt_ids),
+                )
                 async for cached in chunks:
                     if resolved.original_pace and flight.ending is not None and flight.ending.stored:
                         await flight.reached(cached.since_start_us)
