@@ -19,7 +19,7 @@ from baton.v1 import inference_pb2, inference_pb2_grpc
 from cache_measurements.asking import Answer, Stub, ask, prompts
 from cache_measurements.findings import Findings, interval, ms
 from cache_measurements.machine import watched
-from cache_measurements.mesh import Bench, cache_environment, metrics, more, running
+from cache_measurements.mesh import PATIENT, Bench, cache_environment, metrics, more, running
 
 _PROMPT_TOKENS: Final = (192, 192)
 """More than decode computes itself: the prefill tier does."""
@@ -99,21 +99,19 @@ async def _begun(bench: Bench) -> dict[str, float]:
 async def _routers(patient: bool) -> AsyncIterator[tuple[Bench, list[Stub]]]:
     """A mesh with three routers and two cache replicas, not all of which know each other."""
     async with AsyncExitStack() as stack:
-        of_cache = ("--redis-timeout", "1") if patient else ()
-        of_router = ("--cache-timeout-seconds", "2") if patient else ()
-        of_decode = ("--local-prefill-tokens", str(_LEAST_REMOTE))
-        extra = {"cache": of_cache, "router": of_router, "decode": of_decode}
+        waiting = PATIENT if patient else {}
+        extra = {**waiting, "decode": ("--local-prefill-tokens", str(_LEAST_REMOTE))}
         bench = await stack.enter_async_context(running(extra=extra))
         first = bench.processes["cache"].grpc
         redis = cache_environment(bench.server)
         plain = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
-        second = (await stack.enter_async_context(more("cache", 1, [*plain, *of_cache], redis))).grpc
+        second = (await stack.enter_async_context(more("cache", 1, [*plain, *waiting.get("cache", ())], redis))).grpc
         plan = Plan(model=bundled_model(), prefill=1, decode=1, listen="127.0.0.1:0", redis_url="", drain_seconds=2.0)
         workers = ([bench.processes["decode-0"].grpc], [bench.processes["prefill-0"].grpc])
         stubs = [bench.stub]  # knows the first cache
         for number, known in enumerate((second, f"{first},{second}"), 1):
             flags = plan.router_arguments(*workers, cache=known)
-            router = await stack.enter_async_context(more("router", number, [*flags, *of_router], {}))
+            router = await stack.enter_async_context(more("router", number, [*flags, *waiting.get("router", ())], {}))
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(router.grpc))
             stubs.append(inference_pb2_grpc.InferenceStub(channel))
         yield bench, stubs

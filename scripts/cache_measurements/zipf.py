@@ -14,7 +14,7 @@ from rich.progress import Progress
 from cache_measurements.asking import BYPASS, COALESCED, HIT, USE, Answer, ask, at_once, prompts
 from cache_measurements.findings import Findings, interval, ms, spread
 from cache_measurements.machine import Watch, watched
-from cache_measurements.mesh import Bench, metrics, running
+from cache_measurements.mesh import PATIENT, Bench, metrics, running
 
 _PROMPT_TOKENS: Final = (64, 256)
 _ENGINES: Final = ("prefill-0", "decode-0")
@@ -60,7 +60,9 @@ class Way:
         return sum(answer.status == status for answer in self.answers) / len(self.answers)
 
 
-async def measure(progress: Progress, trace: Trace, rounds: int, in_flight: int, tokens: int) -> Findings:
+async def measure(
+    progress: Progress, trace: Trace, rounds: int, in_flight: int, tokens: int, patient: bool
+) -> Findings:
     """Ask a trace with the cache, empty at first, and bypassing it, in turn, on one mesh.
 
     Args:
@@ -69,11 +71,12 @@ async def measure(progress: Progress, trace: Trace, rounds: int, in_flight: int,
         rounds: turns of each.
         in_flight: requests at all times.
         tokens: of each answer.
+        patient: let routers wait for the cache, and the cache for Redis, as long as a busy machine may take.
     """
     drawn = trace.draw()
     asked = prompts(trace.questions, _PROMPT_TOKENS, random.Random(trace.seed))
     ways = {BYPASS: Way(), USE: Way()}
-    async with running() as bench, watched() as watch:
+    async with running(extra=PATIENT if patient else {}) as bench, watched() as watch:
         task = progress.add_task("asking the trace", total=2 * rounds * len(drawn))
         for turn in range(rounds):
             for mode in (BYPASS, USE) if turn % 2 == 0 else (USE, BYPASS):
@@ -93,7 +96,9 @@ async def measure(progress: Progress, trace: Trace, rounds: int, in_flight: int,
                 way.seconds.append(seconds)
                 way.engine_seconds.append(await _engine_seconds(bench) - before)
                 way.tokens_per_second.append(sum(len(answer.token_ids) for answer in answers) / seconds)
-    return _found(trace, drawn, ways[BYPASS], ways[USE], in_flight, tokens, watch)
+    found = _found(trace, drawn, ways[BYPASS], ways[USE], in_flight, tokens, watch)
+    found.title += f" {'Patient' if patient else 'Default'} time-outs."
+    return found
 
 
 def _found(
