@@ -64,7 +64,7 @@ async def test_a_dead_cache_leaves_nothing() -> None:
     async def joins(channels: ChannelPool) -> None:
         replicas = Replicas(["127.0.0.1:1"], resolve_every=60)
         async with replicas.watched():
-            cache = ResponseCache(channels, replicas, timeout=rng.uniform(0.001, 0.02))
+            cache = ResponseCache(channels, replicas, timeout=rng.uniform(0.001, 0.02), similar_timeout=0.02)
             async with cache.join(response_cache_pb2.JoinStart(), Flight("r")) as join:
                 assert join is None
 
