@@ -50,3 +50,13 @@ async def test_a_cancel_from_outside_is_none_of_its_business() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_time_in_which_we_could_not_look_does_not_count() -> None:
+    """The question waits for our loop too, so the answer comes after the timeout, and we are to blame."""
+    loop = asyncio.get_running_loop()
+    answered = asyncio.Event()
+    loop.call_soon(time.sleep, 0.3)
+    loop.call_later(0.02, lambda: loop.call_later(0.05, answered.set))  # asked late, answered in half of the time
+    async with patience(0.1):
+        await answered.wait()
