@@ -26,6 +26,7 @@ async def patience(seconds: float) -> AsyncIterator[None]:
         TimeoutError: nothing came.
     """
     loop = asyncio.get_running_loop()
+    timer: asyncio.Handle
     async with asyncio.timeout(None) as limit:
 
         def wait(slices: int) -> None:
@@ -42,7 +43,7 @@ async def patience(seconds: float) -> AsyncIterator[None]:
             else:
                 limit.reschedule(loop.time())
 
-        timer: asyncio.Handle = loop.call_later(seconds / _SLICES, wait, _SLICES - 1)
+        wait(_SLICES)
         try:
             yield
         finally:
