@@ -31,10 +31,7 @@ async def patience(seconds: float) -> AsyncIterator[None]:
 
         def wait(slices: int) -> None:
             nonlocal timer
-            if slices:
-                timer = loop.call_later(seconds / _SLICES, wait, slices - 1)
-            else:
-                timer = loop.call_soon(end, _TURNS)
+            timer = loop.call_later(seconds / _SLICES, wait, slices - 1) if slices else loop.call_soon(end, _TURNS)
 
         def end(turns: int) -> None:
             nonlocal timer
