@@ -95,22 +95,28 @@ def main(
         lines = [json.dumps(settings), *(json.dumps(block) for block in blocks)]
         state.write_text("\n".join(lines) + "\n", encoding="utf-8")
     ratios = {name: _ratios(blocks, name) for name in (*TRACED, CONTROL)}
+    rates = {name: _rate(blocks, name) for name in ratios}
     if as_json:
         figures = {
-            name: {f"{what} p{rank}": found for (what, rank), found in zip(FIGURES, row, strict=True)}
+            name: {
+                "tokens a second": rates[name],
+                **{f"{what} p{rank}": found for (what, rank), found in zip(FIGURES, row, strict=True)},
+            }
             for name, row in ratios.items()
         }
         print(json.dumps({**settings, "blocks": len(blocks), "ratios": figures, "grown_bytes": grown, "spans": spans}))
         return
     table = Table(box=None, header_style="dim", title_justify="left")
     table.add_column("mesh", no_wrap=True)
+    table.add_column("tokens/s", justify="right", no_wrap=True)
     for what, rank in FIGURES:
         table.add_column(f"{'TTFT' if what == 'first' else 'all'} p{rank}", justify="right", no_wrap=True)
     table.add_column("memory", justify="right", no_wrap=True)
     for name, row in ratios.items():
         more = (grown[name] - grown[REFERENCE]) / 2**20
-        table.add_row(name, *(f"{ratio:.3f} [{low:.3f} {high:.3f}]" for ratio, low, high in row), f"{more:+.1f} MiB")
-    console = Console(width=190)
+        cells = (f"{ratio:.3f} [{low:.3f} {high:.3f}]" for ratio, low, high in (rates[name], *row))
+        table.add_row(name, *cells, f"{more:+.1f} MiB")
+    console = Console(width=215)
     reference = ", ".join(f"{rank}: {_quantile(blocks, REFERENCE, what, rank):.2f}" for what, rank in FIGURES)
     console.print(f"{len(blocks)} blocks, {len(blocks) * burst} requests a mesh; ratios to no tracing, 95 % intervals")
     console.print(f"no tracing, ms, first token and all, percentiles {reference}; {spans} spans arrived")
@@ -201,6 +207,15 @@ def _values(blocks: list[Block], name: str, what: str) -> np.ndarray:
 
 def _quantile(blocks: list[Block], name: str, what: str, rank: int) -> float:
     return float(np.percentile(_values(blocks, name, what), rank))
+
+
+def _rate(blocks: list[Block], name: str) -> tuple[float, float, float]:
+    """Tokens a second to the reference's, and the interval of that: one request at a time, so times the other way."""
+    rng = np.random.default_rng(0)
+    mesh, reference = (_values(blocks, each, "whole").sum(axis=1) for each in (name, REFERENCE))
+    draws = rng.integers(len(blocks), size=(DRAWS, len(blocks)))
+    low, high = np.percentile(reference[draws].sum(axis=1) / mesh[draws].sum(axis=1), [2.5, 97.5])
+    return float(reference.sum() / mesh.sum()), float(low), float(high)
 
 
 def _ratios(blocks: list[Block], name: str) -> list[tuple[float, float, float]]:
