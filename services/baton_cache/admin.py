@@ -90,7 +90,7 @@ class CacheAdminServicer(cache_admin_pb2_grpc.CacheAdminServicer):
         pattern = self._names.pattern() if request.all else self._names.tenant_pattern(tag)
         async with self._flushing:
             try:
-                removed = await flush(self._store, pattern)
+                removed = await flush(self._store, self._names, pattern)
             except StoreFailed:
                 raise Unavailable(f"{_NO_ANSWER}: not everything is removed") from None
         log.info("flushed", extra={"removed": removed, "everything": request.all})

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 _ENTRY: Final = re.compile(r"[0-9a-f]{16}-[0-9a-f]{64}")
+_KINDS: Final = frozenset({"answer", "lead", "wanted", "chunks", "similar", "question"})
 _GLOB: Final = re.compile(r"([\\*?\[\]])")
 
 
@@ -58,12 +59,16 @@ class Names:
         return f"{self.prefix}question:{{{partition}}}{entry}"
 
     def tenant_pattern(self, tag: str) -> str:
-        """Pattern of SCAN for all names of a tenant, of whatever kind. `tag` is `Keys.tenant_tag`."""
+        """Pattern of SCAN for all names of a tenant, of whatever kind; see `ours`. `tag` is `Keys.tenant_tag`."""
         return f"{_literal(self.prefix)}*:{{{tag}-*"
 
     def pattern(self) -> str:
-        """Pattern of SCAN for all names, of whatever kind."""
+        """Pattern of SCAN for all names, of whatever kind; see `ours`."""
         return f"{_literal(self.prefix)}*:{{*"
+
+    def ours(self, name: str) -> bool:
+        """Whether this is a name of ours: a pattern also takes those of a prefix that begins with this one."""
+        return name.startswith(self.prefix) and name.removeprefix(self.prefix).partition(":{")[0] in _KINDS
 
     def entry(self, name: str) -> str | None:
         """The entry whose answer lies under a name; None: it is no answer's name."""

@@ -90,8 +90,8 @@ async def _weigh(redis: Redis, names: list[bytes]) -> list[Any]:
         return await pipeline.execute(raise_on_error=False)
 
 
-async def flush(store: Store, pattern: str) -> int:
-    """Remove all names of a pattern, on all servers at once; how many there were.
+async def flush(store: Store, names: Names, pattern: str) -> int:
+    """Remove all names of ours that a pattern takes, on all servers at once; how many there were.
 
     Raises:
         StoreFailed: not all are removed.
@@ -99,18 +99,19 @@ async def flush(store: Store, pattern: str) -> int:
     servers = store.servers.all()
     if not servers:
         raise StoreFailed("nobody knows the servers")
-    removed = await asyncio.gather(*(_flush(store, server, pattern) for server in servers), return_exceptions=True)
+    removed = await asyncio.gather(*(_flush(store, names, server, pattern) for server in servers), return_exceptions=True)
     for result in removed:
         if isinstance(result, BaseException):
             raise result
     return sum(count for count in removed if isinstance(count, int))
 
 
-async def _flush(store: Store, server: Server, pattern: str) -> int:
+async def _flush(store: Store, names: Names, server: Server, pattern: str) -> int:
     removed = 0
     async for _, batch in _batches(store, server, pattern):
-        if batch:
-            removed += await store.ask(server, "remove", partial(_unlink, names=batch), _PATIENCE)
+        ours = [name for name in batch if names.ours(name.decode(errors="replace"))]
+        if ours:
+            removed += await store.ask(server, "remove", partial(_unlink, names=ours), _PATIENCE)
     return removed
 
 

@@ -128,6 +128,24 @@ async def test_flush_of_all(cache: Cache, stored: redis.Redis) -> None:
     assert stored.keys() == [b"other:{x}"]
 
 
+@pytest.mark.parametrize("arguments", [("--all", "--yes"), ("--tenant", "a")])
+async def test_a_flush_leaves_a_longer_prefix_alone(
+    redis_server: EmbeddedRedis, stored: redis.Redis, arguments: tuple[str, ...]
+) -> None:
+    stored.set("baton:jobs:{x}", "of another program")
+    key = cache_key(tenant="a")
+    async with (
+        running_cache(redis_server.url) as cache,
+        running_cache(redis_server.url, key_prefix="baton:staging:") as other,
+    ):
+        assert await cache.fill(key, an_answer())
+        assert await other.fill(key, an_answer())
+        assert await as_json(cache, "flush", *arguments) == {"removed": "1"}
+        assert not (await cache.lookup(key)).hit
+        assert (await other.lookup(key)).hit
+    assert stored.exists("baton:jobs:{x}")
+
+
 @pytest.mark.parametrize("arguments", [(), ("--all", "--tenant", "a")])
 async def test_flush_of_what(cache: Cache, arguments: tuple[str, ...]) -> None:
     assert (await run(cache, "flush", *arguments)).returncode == 2

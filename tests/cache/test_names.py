@@ -24,6 +24,8 @@ def test_all_names_of_an_entry_lie_in_one_slot(prefix: str) -> None:
     assert len({key_slot(name.encode()) for name in all_of_them}) == 1
     assert names.entry(names.answer(ENTRY)) == ENTRY
     assert all(names.entry(name) is None for name in all_of_them[1:])
+    assert all(map(names.ours, [*all_of_them, names.similar(ENTRY), names.question(ENTRY, ENTRY)]))
+    assert not names.ours(Names(f"{prefix}other:").answer(ENTRY))
 
 
 def test_what_is_no_answer_has_no_entry() -> None:
