@@ -99,7 +99,9 @@ async def flush(store: Store, names: Names, pattern: str) -> int:
     servers = store.servers.all()
     if not servers:
         raise StoreFailed("nobody knows the servers")
-    removed = await asyncio.gather(*(_flush(store, names, server, pattern) for server in servers), return_exceptions=True)
+    removed = await asyncio.gather(
+        *(_flush(store, names, server, pattern) for server in servers), return_exceptions=True
+    )
     for result in removed:
         if isinstance(result, BaseException):
             raise result
