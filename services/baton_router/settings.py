@@ -52,7 +52,7 @@ class RouterSettings(ServiceSettings):
     cache_similar_timeout_seconds: float = Field(
         0.25, gt=0, description="longest wait for the cache where cache_control.semantic is set; after it: a miss"
     )
-    # Five times what the cache gives Redis: a cache that is alive answers in time, also where it has to wait for a core.
+    # Five times what the cache gives Redis: a cache that is alive answers in time, also where it waits for a core.
     cache_timeout_seconds: float = Field(0.1, gt=0, description="longest wait for the cache; after it: a miss")
     record_prompts: bool = Field(
         False, description="put the text of prompts and answers into traces; whoever reads traces reads them"
