@@ -283,7 +283,7 @@ class Flight:
         elif claim.ours:
             await self._led_here()
         else:
-            await self._follow()
+            await self._follow(to_the_answer=not claim.answered)
 
     async def _led_here(self) -> None:
         """Callers lead, one after the other, until there is an end or nobody."""
@@ -326,8 +326,8 @@ class Flight:
             self._wanted_elsewhere = held.wanted
             self.log.notify()
 
-    async def _follow(self) -> None:
-        """A caller of another replica leads: read what it gets, until nobody leads any more."""
+    async def _follow(self, *, to_the_answer: bool) -> None:
+        """A caller of another replica leads: read what it gets, until nobody leads any more or the answer is stored."""
         self._led_elsewhere = True
         self.log.notify()
         last = "0"
@@ -337,7 +337,7 @@ class Flight:
                 last = heard.last
                 for position, chunks in heard.chunks:
                     self._append_from(position, chunks)
-                if not heard.led:
+                if not heard.led or (heard.answered and to_the_answer):
                     return
                 await asyncio.sleep(POLL_SECONDS)
         except (StoreFailed, DecodeError, KeyError, ValueError) as error:

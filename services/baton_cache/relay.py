@@ -63,11 +63,13 @@ class Heard:
 
     Attributes:
         led: somebody holds the lease.
+        answered: there is an answer by now; the lease may not have been given back.
         chunks: since the last time, with the number of chunks before each batch.
         last: where to go on reading.
     """
 
     led: bool
+    answered: bool
     chunks: list[tuple[int, response_cache_pb2.JoinChunks]]
     last: str
 
@@ -133,14 +135,15 @@ class Relay:
         def commands(pipeline: Any) -> None:
             pipeline.set(self._wanted, 1, px=WANTED_MS)
             pipeline.exists(self._lead)
+            pipeline.exists(self._answer)
             pipeline.xrange(self._chunks, f"({last}" if last != "0" else "-", "+", count=_BATCH)
 
-        _, led, entries = await self._run("listen", commands)
+        _, led, answered, entries = await self._run("listen", commands)
         chunks = []
         for name, fields in entries:
             chunks.append((int(fields[b"position"]), response_cache_pb2.JoinChunks.FromString(fields[b"chunks"])))
             last = name.decode()
-        return Heard(led=bool(led), chunks=chunks, last=last)
+        return Heard(led=bool(led), answered=bool(answered), chunks=chunks, last=last)
 
     async def _run(self, operation: str, commands: Any) -> list[Any]:
         async def run(redis: Redis) -> list[Any]:

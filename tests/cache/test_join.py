@@ -330,6 +330,18 @@ async def test_a_dead_replicas_lease_expires(redis_server: EmbeddedRedis, cache:
         assert (await one.read()).seat.role == LEADER
 
 
+async def test_a_lease_that_was_not_given_back_holds_no_answer_back(cache: Cache, stored: redis.Redis) -> None:
+    answer = an_answer()
+    async with Caller.seated(cache, cache_key()):
+        name = next(name for name in stored.scan_iter() if b"lead" in name)
+    await eventually(lambda: _gone(stored, name), SOON)
+    stored.set(name, "a replica that was interrupted", px=60_000)
+    async with Caller.seated(cache, cache_key()) as one:
+        assert one.role == FOLLOWER
+        await cache.fill(cache_key(), answer)
+        assert await one.answer() == answer
+
+
 async def _gone(stored: redis.Redis, name: bytes) -> bool:
     return not stored.exists(name)
 

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-_SLICES: Final = 3
-"""Parts of the wait, one after the other: a loop that is late for one adds to the wait what it was late by. Few: an idle
-loop is late by up to a millisecond for each."""
+_SLICES: Final = 2
+"""Parts of the wait, one after the other: a loop that is late for one adds to the wait what it was late by. Few, since
+an idle loop is late by up to a millisecond for each."""
 _TURNS: Final = 8
 """Turns of the event loop from the arrival of an answer to who waits for it: a few with redis-py, so many with gRPC."""
 
