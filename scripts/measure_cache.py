@@ -32,7 +32,7 @@ from baton.bench.load import precise_loop
 app = typer.Typer(help=__doc__, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Patient = Annotated[bool, typer.Option(help="Wait 2 s for the cache and 1 s for Redis, not 23 and 20 ms.")]
+Patient = Annotated[bool, typer.Option(help="Wait 2 s for the cache and 1 s for Redis, not 100 and 20 ms.")]
 Markdown = Annotated[Path | None, typer.Option(help="Write the tables here as Markdown.", metavar="FILE")]
 
 
