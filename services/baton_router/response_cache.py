@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _SERVICE = "baton.internal.v1.ResponseCache"
 FILL_SECONDS = 2.0
+_OF_THE_REQUEST = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
+"""Statuses by which a replica says that it works, and that a request is wrong."""
 MAX_FILLS = 64
 
 
@@ -114,7 +116,7 @@ class ResponseCache:
                 lookup = response_cache_pb2_grpc.ResponseCacheStub(channel).Lookup
                 found = await tracing.call(f"{_SERVICE}/Lookup", lookup, request, timeout, replica.target)
         except grpc.aio.AioRpcError as error:
-            _failed(replica, "lookup", error.code().name)
+            _failed(replica, "lookup", error)
             return None
         replica.answered()
         return found
@@ -142,9 +144,9 @@ class ResponseCache:
                     replica.answered()
                     seated = True
                 except TimeoutError:
-                    _failed(replica, "join", "too slow")
+                    _failed(replica, "join", CacheLost("too slow"))
                 except (grpc.aio.AioRpcError, CacheLost) as error:
-                    _failed(replica, "join", str(error))
+                    _failed(replica, "join", error)
                 yield join if seated else None
             finally:
                 call.cancel()
@@ -170,12 +172,16 @@ class ResponseCache:
                     fill = response_cache_pb2_grpc.ResponseCacheStub(channel).Fill
                     await tracing.call(f"{_SERVICE}/Fill", fill, request, FILL_SECONDS, replica.target)
             except grpc.aio.AioRpcError as error:
-                _failed(replica, "fill", error.code().name)
+                _failed(replica, "fill", error)
         finally:
             self._filling -= 1
 
 
-def _failed(replica: Replica, what: str, how: str) -> None:
-    replica.failed()
+def _failed(replica: Replica, what: str, error: grpc.aio.AioRpcError | CacheLost) -> None:
+    code = error.code() if isinstance(error, grpc.aio.AioRpcError) else None
+    if code in _OF_THE_REQUEST:
+        replica.answered()
+    else:
+        replica.failed()
     CACHE_FAILURES.labels(what).inc()
-    log.debug("%s at %s failed: %s", what, replica.target, how)
+    log.debug("%s at %s failed: %s", what, replica.target, error if code is None else code.name)

@@ -173,6 +173,7 @@ class ScriptedCache(response_cache_pb2_grpc.ResponseCacheServicer):
     Attributes:
         delay: seconds a lookup takes.
         broken: whether all calls fail.
+        status: how they fail.
         stored: fills by serialized key.
     """
 
@@ -180,6 +181,7 @@ class ScriptedCache(response_cache_pb2_grpc.ResponseCacheServicer):
         self.address = ""
         self.delay = 0.0
         self.broken = False
+        self.status = grpc.StatusCode.INTERNAL
         self.lookups = 0
         self.stored: dict[bytes, response_cache_pb2.FillRequest] = {}
 
@@ -207,7 +209,7 @@ class ScriptedCache(response_cache_pb2_grpc.ResponseCacheServicer):
         self.lookups += 1
         await asyncio.sleep(self.delay)
         if self.broken:
-            await context.abort(grpc.StatusCode.INTERNAL, "scripted")
+            await context.abort(self.status, "scripted")
         found = self.stored.get(key.SerializeToString(deterministic=True))
         timing = timing_pb2.HopTiming(
             total_ns=1000,

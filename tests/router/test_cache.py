@@ -103,6 +103,15 @@ async def test_broken_cache_is_a_miss(cached_router: Router, worker: ScriptedWor
     assert cache.lookups < 6, "the breaker opened"
 
 
+async def test_what_a_cache_refuses_does_not_break_it(
+    cached_router: Router, worker: ScriptedWorker, cache: ScriptedCache
+) -> None:
+    cache.broken, cache.status = True, grpc.StatusCode.INVALID_ARGUMENT
+    for number in range(6):
+        assert (await get(cached_router, ask(text=f"fox {number}")))[1].cache_status == inference_pb2.CACHE_STATUS_MISS
+    assert cache.lookups == 6, "it was asked each time"
+
+
 async def test_slow_cache_costs_its_timeout(router_model: Path, worker: ScriptedWorker, cache: ScriptedCache) -> None:
     cache.delay = 5
     settings = {"decode_targets": worker.address, "cache_target": cache.address}
