@@ -15,25 +15,40 @@ class Account:
     again: so the first is booked into a timeline of its own.
     """
 
-    __slots__ = ("_first", "_first_known", "_first_token", "_total")
+    __slots__ = ("_bookable", "_first", "_first_known", "_first_token", "_settled", "_total")
 
     def __init__(self) -> None:
         self._total = Timeline(ledger_pb2.HOP_ROUTER)
         self._first = Timeline(ledger_pb2.HOP_ROUTER)
         self._first_known = False
         self._first_token: ledger_pb2.Partition | None = None
+        self._settled = False
+        self._bookable = True
 
     def enter(self, kind: ledger_pb2.Kind.ValueType, hop: ledger_pb2.Hop.ValueType | None = None) -> None:
         """From now on the request is in this state."""
+        if self._settled:
+            return
         self._total.enter(kind, hop)
         if not self._first_known:
             self._first.enter(kind, hop)
 
     def book(self, callee: ledger_pb2.Hop.ValueType, timing: timing_pb2.HopTiming) -> None:
         """Book the account of a call that is over."""
+        if not self._bookable:
+            return
         self._total.book(callee, timing)
         if not self._first_known:
             self._first.book(callee, timing)
+
+    def settle(self, *, bookable: bool) -> None:
+        """From now on the request stalls, for good: what is still done for its answer is not its time.
+
+        Args:
+            bookable: whether the call that is running ends now, so that its account is of the time until now.
+        """
+        self.enter(ledger_pb2.KIND_STALL)
+        self._settled, self._bookable = True, bookable
 
     def first_token(self, timing: timing_pb2.HopTiming | None = None) -> None:
         """The first token is here, with decode's account until then, and waits for the client. Later: nothing."""

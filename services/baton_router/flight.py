@@ -210,10 +210,10 @@ class Flight:
         """It may not read on, and does not keep the flight going any more."""
         if reader in self._readers:
             reader.error = error
-            reader.account.enter(ledger_pb2.KIND_STALL)
             self._readers.discard(reader)
             self.log.notify()
             self._stop_if_unwanted()
+            reader.account.settle(bookable=self._task is not None and bool(self._task.cancelling()))
 
     def _end(self, error: BaseException | None) -> None:
         if not self.log.ended:
