@@ -124,36 +124,34 @@ async def test_a_hundred_equal_requests_are_one_prefill(small_model: Path, redis
 
 
 @pytest.mark.timeout(180)
-async def test_whoever_dies_the_others_answers_are_whole(small_model: Path, redis_server: EmbeddedRedis) -> None:
-    """One after the other: the caches freeze, the router that leads is killed, the caches are killed."""
+@pytest.mark.parametrize("victim", ["router", "cache", "frozen cache"])
+async def test_whoever_dies_the_others_answers_are_whole(
+    small_model: Path, redis_server: EmbeddedRedis, victim: str
+) -> None:
     async with wide_mesh(small_model, redis_server.url) as mesh, stubs(mesh) as three:
-        leader, followers = three[0], three[1:] * 5
-        for seed, name, victims, fault in (
-            (9, "router", CACHES, signal.SIGSTOP),
-            (10, "router", ("router",), signal.SIGKILL),
-            (11, "router-1", CACHES, signal.SIGKILL),
-        ):
-            alone = asking(seed, 400)
-            alone.cache_control.mode = inference_pb2.CACHE_MODE_BYPASS
-            expected = (await ask(leader, alone))[:2]
-            leading = asyncio.create_task(ask(leader, asking(seed, 400)))
-            async with asyncio.timeout(10):
-                await flying(mesh.services[name])
-            following = [asyncio.create_task(ask(stub, asking(seed, 400))) for stub in followers]
-            await asyncio.sleep(0.15)
-            for victim in victims:
-                mesh.services[victim].kill(fault)
-            try:
-                for tokens, text, _ in await asyncio.gather(*following):
-                    assert (tokens, text) == expected
-                if name in victims:
-                    with pytest.raises(grpc.aio.AioRpcError):
-                        await leading
-                    leader, followers = three[1], three[2:] * 5
-                else:
-                    assert (await leading)[:2] == expected
-            finally:
-                for victim in victims:
-                    with contextlib.suppress(ProcessLookupError):
-                        mesh.services[victim].kill(signal.SIGCONT)
+        alone = asking(9, 400)
+        alone.cache_control.mode = inference_pb2.CACHE_MODE_BYPASS
+        expected = (await ask(three[0], alone))[:2]
+        leading = asyncio.create_task(ask(three[0], asking(9, 400)))
+        async with asyncio.timeout(10):
+            await flying(mesh.router)
+        following = [asyncio.create_task(ask(stub, asking(9, 400))) for stub in three[1:] * 5]
+        await asyncio.sleep(0.15)
+        if victim == "router":
+            mesh.router.kill(signal.SIGKILL)
+        else:
+            for name in CACHES:  # whichever it is
+                mesh.services[name].kill(signal.SIGKILL if victim == "cache" else signal.SIGSTOP)
+        try:
+            for tokens, text, _ in await asyncio.gather(*following):
+                assert (tokens, text) == expected
+            if victim == "router":
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await leading
+            else:
+                assert (await leading)[:2] == expected
+        finally:
+            for name in CACHES:
+                with contextlib.suppress(ProcessLookupError):
+                    mesh.services[name].kill(signal.SIGCONT)
         await mesh.wait_quiet()

@@ -102,8 +102,8 @@ def whole(spans: list[Span], kind: str) -> bool:
     (root,) = roots
     services = {span.service.removeprefix("baton-") for span in spans}
     outcome, hit = root.attributes.get("baton.outcome"), root.attributes.get("baton.cache") == "hit"
-    if root.attributes.get("baton.cache") == "coalesced":  # all that was done is told by the one it waited for
-        return root.parent_id == PARENT and outcome == "ok" and "baton.coalesced_with" in root.attributes
+    if "baton.coalesced_with" in root.attributes:  # what was done, a lookup at least, is told by the one it waited for
+        return root.parent_id == PARENT and outcome == "ok" and root.attributes["baton.cache"] in ("hit", "coalesced")
     expected = {"router", "cache"} if hit else {"router", "decode"}
     if kind in ("remote", "cancelled"):
         expected.add("prefill")
