@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -18,16 +18,21 @@ from baton.rpc.errors import BatonError
 from baton.rpc.stream_log import StreamLog
 from baton_cache.metrics import JOINS
 from baton_cache.relay import Relay
+from baton_cache.seat import (
+    FOLLOWER,
+    LEADER,
+    CachedAnswer,
+    CachedChunk,
+    JoinResponse,
+    Keep,
+    Misbehaved,
+    Role,
+    Seat,
+    num_tokens,
+)
 from baton_cache.store import StoreFailed
 
 log = logging.getLogger(__name__)
-
-CachedAnswer = response_cache_pb2.CachedAnswer
-CachedChunk = response_cache_pb2.CachedChunk
-JoinResponse = response_cache_pb2.JoinResponse
-Role = response_cache_pb2.JoinRole
-LEADER: Final = response_cache_pb2.JOIN_ROLE_LEADER
-FOLLOWER: Final = response_cache_pb2.JOIN_ROLE_FOLLOWER
 
 RENEW_SECONDS: Final = 0.25
 POLL_SECONDS: Final = 0.05
@@ -36,103 +41,6 @@ PUBLISH_SECONDS: Final = POLL_SECONDS / 2
 
 Find = Callable[[], Awaitable[CachedAnswer | None]]
 """Reads the stored answer."""
-Keep = Callable[[CachedAnswer, int], Awaitable[object]]
-"""Stores an answer for so many milliseconds."""
-
-
-class Misbehaved(Exception):
-    """A leader sent what does not fit."""
-
-
-class Seat:
-    """One caller in a flight.
-
-    Args:
-        flight: which.
-        keep: stores its answer, should it lead.
-    """
-
-    def __init__(self, flight: Flight, keep: Keep) -> None:
-        self._flight = flight
-        self.keep = keep
-        self._refused: BatonError | None = None
-
-    async def responses(self) -> AsyncGenerator[JoinResponse, None]:
-        """What the caller is told, to the end. The first is its seat."""
-        flight = self._flight
-        told: Role.ValueType | None = None
-        wanted = False
-        position = tokens = 0
-        while True:
-            if self._refused is not None:
-                raise self._refused
-            role = flight.role(self)
-            if role == LEADER and told is None and flight.log.items:
-                role = FOLLOWER  # of those who left before it came: it leads from where they were
-            if told == FOLLOWER and position < len(flight.log.items):
-                batch = flight.log.items[position:]
-                yield JoinResponse(chunks=response_cache_pb2.JoinChunks(index=tokens, chunks=batch))
-                position += len(batch)
-                tokens += _tokens(batch)
-            elif role is not None and role != told and told != LEADER:
-                JOINS.labels("promoted" if told else _WORDS[role]).inc()
-                told = role
-                yield JoinResponse(seat=response_cache_pb2.JoinSeat(role=role))
-            elif told == FOLLOWER and flight.last_word is not None:
-                yield flight.last_word
-                return
-            elif told == LEADER and (flight.settled or flight.dissolved):
-                return
-            elif flight.closed is not None:
-                raise flight.closed
-            elif told == LEADER and flight.wanted != wanted:
-                wanted = flight.wanted
-                yield JoinResponse(interest=response_cache_pb2.JoinInterest(wanted=wanted))
-            else:
-                await flight.log.changed()
-
-    def chunks(self, chunks: response_cache_pb2.JoinChunks) -> None:
-        """From the leader.
-
-        Raises:
-            Misbehaved: it does not lead, or there is a gap.
-        """
-        self._require_lead()
-        self._flight.append(chunks)
-
-    def done(self, answer: CachedAnswer, ttl_ms: int) -> None:
-        """The leader's answer is complete.
-
-        Raises:
-            Misbehaved: it does not lead, or the answer is not the one it began.
-        """
-        self._require_lead()
-        self._flight.complete(answer)
-        self._flight.to_keep = (self, answer, ttl_ms)
-
-    def failed(self, failed: response_cache_pb2.JoinFailed) -> None:
-        """The leader failed, and so would everyone.
-
-        Raises:
-            Misbehaved: it does not lead.
-        """
-        self._require_lead()
-        self._flight.end(JoinResponse(failed=failed))
-
-    def refuse(self, error: BatonError) -> None:
-        """End the call with an error."""
-        self._refused = error
-        self._flight.log.notify()
-
-    def leave(self) -> None:
-        """The caller is gone."""
-        self._flight.leave(self)
-
-    def _require_lead(self) -> None:
-        if self._flight.leader is not self:
-            raise Misbehaved("this caller does not lead")
-        if self._flight.last_word is not None:
-            raise Misbehaved("the answer has ended")
 
 
 class Flight:
@@ -175,11 +83,6 @@ class Flight:
         self.to_keep: tuple[Seat, CachedAnswer, int] | None = None
 
     @property
-    def empty(self) -> bool:
-        """Whether nobody is in it."""
-        return not self._seats
-
-    @property
     def wanted(self) -> bool:
         """Whether anybody but the leader wants the chunks."""
         return self._wanted_elsewhere or any(seat is not self.leader for seat in self._seats)
@@ -218,7 +121,7 @@ class Flight:
         if self._bytes > self._max_bytes:
             self.dissolve("the answer is too long")
             return
-        self._tokens += _tokens(chunks.chunks)
+        self._tokens += num_tokens(chunks.chunks)
         self.log.extend(chunks.chunks)
 
     def complete(self, answer: CachedAnswer) -> None:
@@ -321,7 +224,7 @@ class Flight:
             return  # the lease may expire; then another replica's callers lead too
         if chunks is not None:
             self._published += len(items)
-            self._published_tokens += _tokens(items)
+            self._published_tokens += num_tokens(items)
         if held.wanted != self._wanted_elsewhere:
             self._wanted_elsewhere = held.wanted
             self.log.notify()
@@ -358,7 +261,9 @@ class Flight:
             raise Misbehaved("chunks are missing")
         new = chunks.chunks[known:]
         if new:
-            self.append(response_cache_pb2.JoinChunks(index=chunks.index + _tokens(chunks.chunks[:known]), chunks=new))
+            self.append(
+                response_cache_pb2.JoinChunks(index=chunks.index + num_tokens(chunks.chunks[:known]), chunks=new)
+            )
 
     def _finish(self, answer: CachedAnswer) -> None:
         """It was stored in the meantime."""
@@ -373,10 +278,3 @@ class Flight:
                 await self.log.changed()
         except TimeoutError:
             return
-
-
-_WORDS: Final = {LEADER: "leader", FOLLOWER: "follower"}
-
-
-def _tokens(chunks: Sequence[CachedChunk]) -> int:
-    return sum(len(chunk.token_ids) for chunk in chunks)

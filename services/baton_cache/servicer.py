@@ -22,14 +22,15 @@ import grpc
 from baton.internal.v1 import response_cache_pb2, response_cache_pb2_grpc
 from baton.rpc.errors import BatonError, FailedPrecondition, InvalidArgument
 from baton.rpc.interceptor import adopt_request_id
+from baton.rpc.start import receive_start
 from baton.telemetry.ledger import Timeline
 from baton.v1 import ledger_pb2
 from baton_cache.answers import Answers, Missing
 from baton_cache.checks import check_answer, check_key, ttl_ms, uncacheable
-from baton_cache.flight import Misbehaved, Seat
 from baton_cache.flights import Flights
-from baton_cache.key import Keys
+from baton_cache.key import KeyDigests, Keys
 from baton_cache.metrics import JOINS, LOOKUPS
+from baton_cache.seat import Misbehaved, Seat
 from baton_cache.semantic.semantic import SemanticCache
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -41,9 +42,6 @@ _OUTCOMES: Final = {
     response_cache_pb2.MISS_REASON_STORE_FAILED: "store_failed",
     response_cache_pb2.MISS_REASON_CORRUPT: "corrupt",
 }
-
-
-_START_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +88,7 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
         timeline = Timeline(ledger_pb2.HOP_CACHE, ledger_pb2.KIND_CACHE)
         adopt_request_id(context)
         check_key(request)
-        return await self._find(request, timeline)
+        return await self._find(request, self._digests(request.key, timeline), timeline)
 
     async def Fill(self, request: response_cache_pb2.FillRequest, context: Context) -> response_cache_pb2.FillResponse:
         """Store an answer."""
@@ -100,7 +98,7 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
             raise refusal
         check_answer(request.answer)
         ttl = self._lifetimes.draw(request)
-        stored = await self._keep(request, request.answer, ttl)
+        stored = await self._keep(request, self._keys.digests(request.key), request.answer, ttl)
         return response_cache_pb2.FillResponse(stored=stored)
 
     async def Join(
@@ -109,14 +107,14 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
         """Look an answer up, or share its generation."""
         timeline = Timeline(ledger_pb2.HOP_CACHE, ledger_pb2.KIND_CACHE)
         adopt_request_id(context)
-        start = await _receive_start(request_iterator)
+        start = (await receive_start(request_iterator)).start
         check_key(start)
         if (refusal := uncacheable(start.key)) is not None:
             raise refusal
-        digest = self._keys.digests(start.key)
+        digest = self._digests(start.key, timeline)
         lookup = response_cache_pb2.LookupResponse(miss_reason=response_cache_pb2.MISS_REASON_ABSENT)
         if self._flights.under_way(digest.name) is None:
-            lookup = await self._find(start, timeline)
+            lookup = await self._find(start, digest, timeline)
         if lookup.hit:
             JOINS.labels("hit").inc()
             seat = response_cache_pb2.JoinSeat(role=response_cache_pb2.JOIN_ROLE_HIT, lookup=lookup)
@@ -127,7 +125,7 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
             # Redis has just cost the caller its timeout: to ask once more would cost another, and more than it waits.
             here_only=lookup.miss_reason == response_cache_pb2.MISS_REASON_STORE_FAILED,
         )
-        seat_here = flight.take_seat(partial(self._keep, start))
+        seat_here = flight.take_seat(partial(self._keep, start, digest))
         listening = asyncio.create_task(self._listen(request_iterator, seat_here))
         try:
             first = True
@@ -161,19 +159,24 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
         except BatonError as error:
             seat.refuse(error)
 
-    async def _keep(self, asked: Asked, answer: response_cache_pb2.CachedAnswer, ttl_ms: int) -> bool:
+    def _digests(self, key: response_cache_pb2.CacheKey, timeline: Timeline) -> KeyDigests:
+        timeline.enter(ledger_pb2.KIND_SERIALIZE)
+        digests = self._keys.digests(key)
+        timeline.enter(ledger_pb2.KIND_CACHE)
+        return digests
+
+    async def _keep(
+        self, asked: Asked, digest: KeyDigests, answer: response_cache_pb2.CachedAnswer, ttl_ms: int
+    ) -> bool:
         """Store an answer, to be found by its key and, where the caller allowed it, by similar questions."""
-        stored = await self._answers.keep(self._keys.digests(asked.key), answer, ttl_ms)
+        stored = await self._answers.keep(digest, answer, ttl_ms)
         if stored and self._semantic is not None and asked.HasField("question"):
             await self._semantic.add(asked.question, asked.key, answer, ttl_ms)
         return stored
 
-    async def _find(self, asked: Asked, timeline: Timeline) -> response_cache_pb2.LookupResponse:
-        key = asked.key
+    async def _find(self, asked: Asked, digest: KeyDigests, timeline: Timeline) -> response_cache_pb2.LookupResponse:
         response = response_cache_pb2.LookupResponse(miss_reason=response_cache_pb2.MISS_REASON_ABSENT)
-        if uncacheable(key) is None:
-            timeline.enter(ledger_pb2.KIND_SERIALIZE)
-            digest = self._keys.digests(key)
+        if uncacheable(asked.key) is None:
             found = await self._answers.find(digest, timeline)
             if isinstance(found, Missing):
                 response = await self._find_similar(asked, found, timeline)
@@ -198,14 +201,3 @@ class ResponseCacheServicer(response_cache_pb2_grpc.ResponseCacheServicer):
         return response_cache_pb2.LookupResponse(
             hit=True, answer=match.answer, entry=match.entry, similarity=match.similarity
         )
-
-
-async def _receive_start(requests: AsyncIterator[response_cache_pb2.JoinRequest]) -> response_cache_pb2.JoinStart:
-    try:
-        async with asyncio.timeout(_START_SECONDS):
-            first = await anext(requests, None)
-    except TimeoutError:
-        raise InvalidArgument("start", f"did not come within {_START_SECONDS:g} s") from None
-    if first is None or first.WhichOneof("message") != "start":
-        raise InvalidArgument("start", "must be the first message")
-    return first.start

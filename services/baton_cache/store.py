@@ -198,9 +198,7 @@ class Store:
         return sum(server.client.connection_pool.get_connection_count()[1][0] for server in self.servers.all())
 
     def _answered(self, server: Server) -> None:
-        was_open = server.breaker.open
-        server.breaker.worked()
-        if was_open:
+        if server.breaker.worked():
             log.info("Redis answers again")
 
     def _refused(self, operation: str, error: ResponseError) -> None:
@@ -213,9 +211,7 @@ class Store:
     def _did_not_answer(self, server: Server, operation: str, error: Exception) -> None:
         REDIS_FAILURES.labels(operation, "no_answer").inc()
         self.servers.suspect()
-        was_open = server.breaker.open
-        server.breaker.failed()
-        if server.breaker.open and not was_open:
+        if server.breaker.failed():
             # The type alone: the text of an error may quote the URL.
             log.warning("Redis does not answer: every lookup is a miss", extra={"error": type(error).__name__})
             BREAKER_OPENINGS.inc()

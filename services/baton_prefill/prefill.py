@@ -32,6 +32,7 @@ from baton.rpc.errors import (
 )
 from baton.rpc.interceptor import current_request_id
 from baton.rpc.service import Runtime
+from baton.rpc.start import receive_start
 from baton.telemetry import tracing
 from baton.telemetry.ledger import Timeline
 from baton.v1 import ledger_pb2
@@ -39,8 +40,6 @@ from baton.worker.calls import Calls
 from baton.worker.engine import QUEUE_SECONDS, engine_error
 from baton.worker.engine_time import TELL_SECONDS, EngineTime, trace_chunks
 from baton.worker.sampling import FINISH_REASONS, engine_sampling
-
-_START_TIMEOUT = 5.0  # seconds a caller may take for its first message
 
 
 class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
@@ -59,7 +58,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
     ) -> AsyncIterator[prefill_pb2.PrefillResponse]:
         """Serve one prompt."""
         timeline = Timeline(ledger_pb2.HOP_PREFILL)
-        start = await self._receive_start(request_iterator)
+        start = (await receive_start(request_iterator)).start
         current_request_id.set(start.request_id)
         self._check(start)
         submit = Submit(
@@ -97,16 +96,6 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
         yield prefill_pb2.PrefillResponse(
             done=prefill_pb2.Done(chunks=digest.chunks, bytes=digest.bytes, checksum=digest.value())
         )
-
-    async def _receive_start(self, requests: AsyncIterator[prefill_pb2.PrefillRequest]) -> prefill_pb2.Start:
-        try:
-            async with asyncio.timeout(_START_TIMEOUT):
-                first = await anext(requests, None)
-        except TimeoutError:
-            raise InvalidArgument("start", f"did not come within {_START_TIMEOUT:g} s") from None
-        if first is None or first.WhichOneof("message") != "start":
-            raise InvalidArgument("start", "must be the first message")
-        return first.start
 
     def _check(self, start: prefill_pb2.Start) -> None:
         """Refuse what does not fit before a byte moves."""

@@ -42,15 +42,12 @@ class Replica:
 
     def answered(self) -> None:
         """A call was answered."""
-        if self._breaker.open:
+        if self._breaker.worked():
             CACHE_REPLICAS_LEFT_ALONE.dec()
-        self._breaker.worked()
 
     def failed(self) -> None:
         """A call was not answered."""
-        was_open = self._breaker.open
-        self._breaker.failed()
-        if self._breaker.open and not was_open:
+        if self._breaker.failed():
             CACHE_REPLICAS_LEFT_ALONE.inc()
 
 

@@ -15,11 +15,12 @@ import redis
 
 from baton.cli.redis_server import EmbeddedRedis
 from baton.internal.v1 import response_cache_pb2
-from baton_cache.flight import PUBLISH_SECONDS, Flight, Misbehaved
+from baton_cache.flight import PUBLISH_SECONDS, Flight
 from baton_cache.key import Keys
 from baton_cache.metrics import REDIS_FAILURES
 from baton_cache.names import Names
 from baton_cache.relay import Relay
+from baton_cache.seat import Misbehaved
 from tests.cache.conftest import Cache, an_answer, cache_key, connected_store, eventually, running_cache
 
 LEADER = response_cache_pb2.JOIN_ROLE_LEADER

@@ -37,12 +37,15 @@ class Breaker:
         self._next_trial = self._now() + self._pause
         return True
 
-    def worked(self) -> None:
-        """A call was answered."""
+    def worked(self) -> bool:
+        """A call was answered. Returns whether this closed it."""
+        was_open = self.open
         self._failures = 0
+        return was_open
 
-    def failed(self) -> None:
-        """A call was not answered."""
+    def failed(self) -> bool:
+        """A call was not answered. Returns whether this opened it."""
         self._failures += 1
         if self.open:
             self._next_trial = self._now() + self._pause
+        return self._failures == self._limit
