@@ -176,7 +176,7 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def cache_control(self) -> Global___CacheControl:
-        """How the response cache is used. Unset: use it."""
+        """How caches are used. Unset: use them."""
 
     def __init__(
         self,
@@ -284,7 +284,7 @@ class StreamGenerateRequest(_message.Message):
 
     @_builtins.property
     def cache_control(self) -> Global___CacheControl:
-        """How the response cache is used. Unset: use it."""
+        """How caches are used. Unset: use them."""
 
     @_builtins.property
     def resume_from(self) -> _sampling_pb2.TokenIds:
@@ -392,7 +392,7 @@ class ChatRequest(_message.Message):
 
     @_builtins.property
     def cache_control(self) -> Global___CacheControl:
-        """How the response cache is used. Unset: use it."""
+        """How caches are used. Unset: use them."""
 
     def __init__(
         self,
@@ -499,7 +499,7 @@ class StreamChatRequest(_message.Message):
 
     @_builtins.property
     def cache_control(self) -> Global___CacheControl:
-        """How the response cache is used. Unset: use it."""
+        """How caches are used. Unset: use them."""
 
     @_builtins.property
     def resume_from(self) -> _sampling_pb2.TokenIds:
@@ -708,7 +708,7 @@ Global___Summary: _TypeAlias = Summary  # noqa: Y015
 
 @_typing.final
 class CacheControl(_message.Message):
-    """CacheControl says how the response cache is used for one request."""
+    """CacheControl says how caches are used for one request: the response cache, but where it says otherwise."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -716,6 +716,8 @@ class CacheControl(_message.Message):
     TTL_FIELD_NUMBER: _builtins.int
     SEMANTIC_FIELD_NUMBER: _builtins.int
     ORIGINAL_PACE_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
+    PREFIX_CACHE_FIELD_NUMBER: _builtins.int
     mode: Global___CacheMode.ValueType
     """What is allowed. Unset or unspecified: CACHE_MODE_USE."""
     semantic: _builtins.bool
@@ -724,6 +726,14 @@ class CacheControl(_message.Message):
     """
     original_pace: _builtins.bool
     """Stream a stored answer at the pace at which it was generated, not at once. Unset: false."""
+    cache_salt: _builtins.str
+    """Share caches, of responses and of computed prefixes, with requests of the same salt only; at most 256 bytes. Whoever
+    does not know it can neither hit nor, by timing, probe what this request leaves. Unset: all of the tenant share.
+    """
+    prefix_cache: _builtins.bool
+    """Use the prefix caches of computed prompts: what earlier requests that began alike left is not computed again. It
+    changes no token but by rounding. Unset: true.
+    """
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """How long a new entry may be served, 1 s to 30 days. Unset: the server's default."""
@@ -735,21 +745,31 @@ class CacheControl(_message.Message):
         ttl: _duration_pb2.Duration | None = ...,
         semantic: _builtins.bool | None = ...,
         original_pace: _builtins.bool | None = ...,
+        cache_salt: _builtins.str | None = ...,
+        prefix_cache: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_mode", b"_mode", "_original_pace", b"_original_pace", "_semantic", b"_semantic", "mode", b"mode", "original_pace", b"original_pace", "semantic", b"semantic", "ttl", b"ttl"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_mode", b"_mode", "_original_pace", b"_original_pace", "_prefix_cache", b"_prefix_cache", "_semantic", b"_semantic", "cache_salt", b"cache_salt", "mode", b"mode", "original_pace", b"original_pace", "prefix_cache", b"prefix_cache", "semantic", b"semantic", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mode", b"_mode", "_original_pace", b"_original_pace", "_semantic", b"_semantic", "mode", b"mode", "original_pace", b"original_pace", "semantic", b"semantic", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_mode", b"_mode", "_original_pace", b"_original_pace", "_prefix_cache", b"_prefix_cache", "_semantic", b"_semantic", "cache_salt", b"cache_salt", "mode", b"mode", "original_pace", b"original_pace", "prefix_cache", b"prefix_cache", "semantic", b"semantic", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cache_salt: _TypeAlias = _typing.Literal["cache_salt"]  # noqa: Y015
+    _WhichOneofArgType__cache_salt: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt"]  # noqa: Y015
     _WhichOneofReturnType__mode: _TypeAlias = _typing.Literal["mode"]  # noqa: Y015
     _WhichOneofArgType__mode: _TypeAlias = _typing.Literal["_mode", b"_mode"]  # noqa: Y015
     _WhichOneofReturnType__original_pace: _TypeAlias = _typing.Literal["original_pace"]  # noqa: Y015
     _WhichOneofArgType__original_pace: _TypeAlias = _typing.Literal["_original_pace", b"_original_pace"]  # noqa: Y015
+    _WhichOneofReturnType__prefix_cache: _TypeAlias = _typing.Literal["prefix_cache"]  # noqa: Y015
+    _WhichOneofArgType__prefix_cache: _TypeAlias = _typing.Literal["_prefix_cache", b"_prefix_cache"]  # noqa: Y015
     _WhichOneofReturnType__semantic: _TypeAlias = _typing.Literal["semantic"]  # noqa: Y015
     _WhichOneofArgType__semantic: _TypeAlias = _typing.Literal["_semantic", b"_semantic"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_salt) -> _WhichOneofReturnType__cache_salt | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mode) -> _WhichOneofReturnType__mode | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__original_pace) -> _WhichOneofReturnType__original_pace | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prefix_cache) -> _WhichOneofReturnType__prefix_cache | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__semantic) -> _WhichOneofReturnType__semantic | None: ...
 

@@ -335,7 +335,9 @@ class Usage(_message.Message):
     prompt_tokens: _builtins.int
     """Tokens of the prompt, after templating."""
     cached_prompt_tokens: _builtins.int
-    """Prompt tokens whose KV came from a prefix cache."""
+    """The first so many prompt tokens were not computed for this request: their KV was in a prefix cache, of the decode
+    service or, and then it was moved, of the prefill service. 0 for an answer from the response cache.
+    """
     completion_tokens: _builtins.int
     """Tokens generated."""
     speculated_tokens: _builtins.int

@@ -4,6 +4,7 @@ isort:skip_file
 Router to decode: run a request to its end."""
 
 from baton.internal.v1 import timing_pb2 as _timing_pb2
+from baton.internal.v1 import worker_pb2 as _worker_pb2
 from baton.v1 import inference_pb2 as _inference_pb2
 from baton.v1 import sampling_pb2 as _sampling_pb2
 from collections import abc as _abc
@@ -32,14 +33,20 @@ class GenerateRequest(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     DELIVERED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
-    PREFILL_CANDIDATES_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
+    BYPASS_PREFIX_CACHE_FIELD_NUMBER: _builtins.int
+    PREFILL_CANDIDATES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Id, unique in the mesh."""
     model_fingerprint: _builtins.str
     """Fingerprint of the model the router tokenized for. Refused when it is not this worker's."""
     priority: _builtins.int
     """Higher runs first."""
+    cache_salt: _builtins.bytes
+    """Whose prefix caches it may use: only requests with equal salts share computed prefixes. Empty is a salt like any other."""
+    bypass_prefix_cache: _builtins.bool
+    """Neither use computed prefixes of other requests, nor leave any."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt."""
@@ -53,8 +60,8 @@ class GenerateRequest(_message.Message):
         """Sampling; every field is set."""
 
     @_builtins.property
-    def prefill_candidates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Prefill services to try in this order, as gRPC targets. Empty: compute here."""
+    def prefill_candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrefillCandidate]:
+        """Prefill services that may compute the prompt, the least busy first. Empty: compute here."""
 
     def __init__(
         self,
@@ -64,16 +71,54 @@ class GenerateRequest(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         delivered_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         sampling: _sampling_pb2.SamplingParams | None = ...,
-        prefill_candidates: _abc.Iterable[_builtins.str] | None = ...,
         priority: _builtins.int = ...,
+        cache_salt: _builtins.bytes = ...,
+        bypass_prefix_cache: _builtins.bool = ...,
+        prefill_candidates: _abc.Iterable[Global___PrefillCandidate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivered_token_ids", b"delivered_token_ids", "model_fingerprint", b"model_fingerprint", "prefill_candidates", b"prefill_candidates", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bypass_prefix_cache", b"bypass_prefix_cache", "cache_salt", b"cache_salt", "delivered_token_ids", b"delivered_token_ids", "model_fingerprint", b"model_fingerprint", "prefill_candidates", b"prefill_candidates", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class PrefillCandidate(_message.Message):
+    """PrefillCandidate is a prefill service as the router sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    WAITING_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    STEP_COST_FIELD_NUMBER: _builtins.int
+    AGE_MS_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """gRPC target."""
+    waiting_prompt_tokens: _builtins.int
+    """Tokens of prompts that are still to be computed there."""
+    age_ms: _builtins.int
+    """So long ago it told this, milliseconds."""
+    @_builtins.property
+    def step_cost(self) -> _worker_pb2.StepCost:
+        """What its steps take. Unset: not known."""
+
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+        waiting_prompt_tokens: _builtins.int = ...,
+        step_cost: _worker_pb2.StepCost | None = ...,
+        age_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["step_cost", b"step_cost"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "step_cost", b"step_cost", "target", b"target", "waiting_prompt_tokens", b"waiting_prompt_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefillCandidate: _TypeAlias = PrefillCandidate  # noqa: Y015
 
 @_typing.final
 class GenerateResponse(_message.Message):

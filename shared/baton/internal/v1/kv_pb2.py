@@ -24,23 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x61ton/internal/v1/kv.proto\x12\x11\x62\x61ton.internal.v1\"a\n\nLayerTable\x12)\n\x05\x64type\x18\x01 \x01(\x0e\x32\x1a.baton.internal.v1.KvDtype\x12(\n\x06layers\x18\x02 \x03(\x0b\x32\x18.baton.internal.v1.Layer\"\x83\x01\n\x05Layer\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x04kind\x18\x02 \x01(\x0e\x32\x1c.baton.internal.v1.LayerKind\x12\r\n\x05heads\x18\x03 \x01(\r\x12\x0f\n\x07key_dim\x18\x04 \x01(\r\x12\x11\n\tvalue_dim\x18\x05 \x01(\r\x12\x0e\n\x06window\x18\x06 \x01(\r\"\x9d\x01\n\x07KvChunk\x12\r\n\x05layer\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12)\n\x05\x63odec\x18\x04 \x01(\x0e\x32\x1a.baton.internal.v1.KvCodec\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x06 \x01(\x06\x12\x19\n\x11since_accepted_ns\x18\x07 \x01(\x04*\x8f\x01\n\tLayerKind\x12\x1a\n\x16LAYER_KIND_UNSPECIFIED\x10\x00\x12\x11\n\rLAYER_KIND_KV\x10\x01\x12\x18\n\x14LAYER_KIND_KV_LATENT\x10\x02\x12\x19\n\x15LAYER_KIND_CONV_STATE\x10\x03\x12\x1e\n\x1aLAYER_KIND_RECURRENT_STATE\x10\x04*P\n\x07KvDtype\x12\x18\n\x14KV_DTYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10KV_DTYPE_FLOAT32\x10\x01\x12\x15\n\x11KV_DTYPE_BFLOAT16\x10\x02*H\n\x07KvCodec\x12\x18\n\x14KV_CODEC_UNSPECIFIED\x10\x00\x12\x10\n\x0cKV_CODEC_RAW\x10\x01\x12\x11\n\rKV_CODEC_INT8\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x61ton/internal/v1/kv.proto\x12\x11\x62\x61ton.internal.v1\"a\n\nLayerTable\x12)\n\x05\x64type\x18\x01 \x01(\x0e\x32\x1a.baton.internal.v1.KvDtype\x12(\n\x06layers\x18\x02 \x03(\x0b\x32\x18.baton.internal.v1.Layer\"\x92\x01\n\x05Layer\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x04kind\x18\x02 \x01(\x0e\x32\x1c.baton.internal.v1.LayerKind\x12\r\n\x05heads\x18\x03 \x01(\r\x12\x0f\n\x07key_dim\x18\x04 \x01(\r\x12\x11\n\tvalue_dim\x18\x05 \x01(\r\x12\x0e\n\x06window\x18\x06 \x01(\r\x12\r\n\x05\x63hunk\x18\x07 \x01(\r\"\x9d\x01\n\x07KvChunk\x12\r\n\x05layer\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12)\n\x05\x63odec\x18\x04 \x01(\x0e\x32\x1a.baton.internal.v1.KvCodec\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x06 \x01(\x06\x12\x19\n\x11since_accepted_ns\x18\x07 \x01(\x04\"|\n\x07KvRange\x12\r\n\x05layer\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x12\n\nkey_offset\x18\x04 \x01(\x04\x12\x14\n\x0cvalue_offset\x18\x05 \x01(\x04\x12\x19\n\x11since_accepted_ns\x18\x06 \x01(\x04*\x8f\x01\n\tLayerKind\x12\x1a\n\x16LAYER_KIND_UNSPECIFIED\x10\x00\x12\x11\n\rLAYER_KIND_KV\x10\x01\x12\x18\n\x14LAYER_KIND_KV_LATENT\x10\x02\x12\x19\n\x15LAYER_KIND_CONV_STATE\x10\x03\x12\x1e\n\x1aLAYER_KIND_RECURRENT_STATE\x10\x04*P\n\x07KvDtype\x12\x18\n\x14KV_DTYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10KV_DTYPE_FLOAT32\x10\x01\x12\x15\n\x11KV_DTYPE_BFLOAT16\x10\x02*H\n\x07KvCodec\x12\x18\n\x14KV_CODEC_UNSPECIFIED\x10\x00\x12\x10\n\x0cKV_CODEC_RAW\x10\x01\x12\x11\n\rKV_CODEC_INT8\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.internal.v1.kv_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LAYERKIND']._serialized_start=443
-  _globals['_LAYERKIND']._serialized_end=586
-  _globals['_KVDTYPE']._serialized_start=588
-  _globals['_KVDTYPE']._serialized_end=668
-  _globals['_KVCODEC']._serialized_start=670
-  _globals['_KVCODEC']._serialized_end=742
+  _globals['_LAYERKIND']._serialized_start=584
+  _globals['_LAYERKIND']._serialized_end=727
+  _globals['_KVDTYPE']._serialized_start=729
+  _globals['_KVDTYPE']._serialized_end=809
+  _globals['_KVCODEC']._serialized_start=811
+  _globals['_KVCODEC']._serialized_end=883
   _globals['_LAYERTABLE']._serialized_start=49
   _globals['_LAYERTABLE']._serialized_end=146
   _globals['_LAYER']._serialized_start=149
-  _globals['_LAYER']._serialized_end=280
-  _globals['_KVCHUNK']._serialized_start=283
-  _globals['_KVCHUNK']._serialized_end=440
+  _globals['_LAYER']._serialized_end=295
+  _globals['_KVCHUNK']._serialized_start=298
+  _globals['_KVCHUNK']._serialized_end=455
+  _globals['_KVRANGE']._serialized_start=457
+  _globals['_KVRANGE']._serialized_end=581
 # @@protoc_insertion_point(module_scope)

@@ -86,7 +86,9 @@ class _KvCodecEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KvCodec.Value
     KV_CODEC_RAW: _KvCodec.ValueType  # 1
     """As they lie in memory: little endian elements of the table's dtype."""
     KV_CODEC_INT8: _KvCodec.ValueType  # 2
-    """One signed byte an element and one scale per token and head."""
+    """One signed byte an element and one scale per token and head, a bfloat16: K's bytes, V's bytes, K's scales
+    `[tokens, heads]`, V's scales. An element is its byte times the scale.
+    """
 
 class KvCodec(_KvCodec, metaclass=_KvCodecEnumTypeWrapper):
     """KvCodec is how a chunk's elements are coded."""
@@ -96,7 +98,9 @@ KV_CODEC_UNSPECIFIED: KvCodec.ValueType  # 0
 KV_CODEC_RAW: KvCodec.ValueType  # 1
 """As they lie in memory: little endian elements of the table's dtype."""
 KV_CODEC_INT8: KvCodec.ValueType  # 2
-"""One signed byte an element and one scale per token and head."""
+"""One signed byte an element and one scale per token and head, a bfloat16: K's bytes, V's bytes, K's scales
+`[tokens, heads]`, V's scales. An element is its byte times the scale.
+"""
 Global___KvCodec: _TypeAlias = KvCodec  # noqa: Y015
 
 @_typing.final
@@ -139,6 +143,7 @@ class Layer(_message.Message):
     KEY_DIM_FIELD_NUMBER: _builtins.int
     VALUE_DIM_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Unique key, for example "3" or "3.1" (layer 3, second call)."""
     kind: Global___LayerKind.ValueType
@@ -151,6 +156,8 @@ class Layer(_message.Message):
     """Elements of one head's value."""
     window: _builtins.int
     """Sliding window in tokens. 0: full attention."""
+    chunk: _builtins.int
+    """Chunked attention: a token sees its own chunk of so many tokens only. 0: none."""
     def __init__(
         self,
         *,
@@ -160,10 +167,11 @@ class Layer(_message.Message):
         key_dim: _builtins.int = ...,
         value_dim: _builtins.int = ...,
         window: _builtins.int = ...,
+        chunk: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads", "key", b"key", "key_dim", b"key_dim", "kind", b"kind", "value_dim", b"value_dim", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "heads", b"heads", "key", b"key", "key_dim", b"key_dim", "kind", b"kind", "value_dim", b"value_dim", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -193,7 +201,9 @@ class KvChunk(_message.Message):
     codec: Global___KvCodec.ValueType
     """How data is coded."""
     data: _builtins.bytes
-    """K, then V. Its length is exactly what layer, tokens and codec imply."""
+    """K, then V. Its length is exactly what layer, tokens and codec imply. It comes last on the wire: a sender need not copy
+    the KV together with the fields, nor a receiver take them apart.
+    """
     checksum: _builtins.int
     """xxh3_64 of data, seeded with layer << 32 ^ start: a chunk that lands in the wrong place fails too."""
     since_accepted_ns: _builtins.int
@@ -218,3 +228,47 @@ class KvChunk(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KvChunk: _TypeAlias = KvChunk  # noqa: Y015
+
+@_typing.final
+class KvRange(_message.Message):
+    """KvRange is a run of tokens of one layer that lies in the sender's pool, for a receiver that can read it there. It stays
+    as it is until the call ends.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    KEY_OFFSET_FIELD_NUMBER: _builtins.int
+    VALUE_OFFSET_FIELD_NUMBER: _builtins.int
+    SINCE_ACCEPTED_NS_FIELD_NUMBER: _builtins.int
+    layer: _builtins.int
+    """Index into the layer table."""
+    start: _builtins.int
+    """First token, absolute in the prompt."""
+    tokens: _builtins.int
+    """Number of tokens, at least 1."""
+    key_offset: _builtins.int
+    """Where the keys begin, in bytes from the beginning of the pool."""
+    value_offset: _builtins.int
+    """Where the values begin."""
+    since_accepted_ns: _builtins.int
+    """As in KvChunk."""
+    def __init__(
+        self,
+        *,
+        layer: _builtins.int = ...,
+        start: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        key_offset: _builtins.int = ...,
+        value_offset: _builtins.int = ...,
+        since_accepted_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_offset", b"key_offset", "layer", b"layer", "since_accepted_ns", b"since_accepted_ns", "start", b"start", "tokens", b"tokens", "value_offset", b"value_offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvRange: _TypeAlias = KvRange  # noqa: Y015

@@ -5,6 +5,7 @@ Decode to prefill: compute a prompt's KV and hand it over."""
 
 from baton.internal.v1 import kv_pb2 as _kv_pb2
 from baton.internal.v1 import timing_pb2 as _timing_pb2
+from baton.v1 import inference_pb2 as _inference_pb2
 from baton.v1 import sampling_pb2 as _sampling_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -23,12 +24,13 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class PrefillRequest(_message.Message):
-    """PrefillRequest is one message of the caller: one Start, then Credits."""
+    """PrefillRequest is one message of the caller: one Start, a Choice, then Credits."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     START_FIELD_NUMBER: _builtins.int
     CREDIT_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def start(self) -> Global___Start:
         """First message."""
@@ -37,17 +39,22 @@ class PrefillRequest(_message.Message):
     def credit(self) -> Global___Credit:
         """More credit."""
 
+    @_builtins.property
+    def choice(self) -> Global___Choice:
+        """The transport from here on."""
+
     def __init__(
         self,
         *,
         start: Global___Start | None = ...,
         credit: Global___Credit | None = ...,
+        choice: Global___Choice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "message", b"message", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "credit", b"credit", "message", b"message", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "message", b"message", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "credit", b"credit", "message", b"message", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["start", "credit"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["start", "credit", "choice"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -70,20 +77,29 @@ class Start(_message.Message):
     CREDIT_BYTES_FIELD_NUMBER: _builtins.int
     CODECS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
+    BYPASS_PREFIX_CACHE_FIELD_NUMBER: _builtins.int
+    TRANSPORTS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Id of the request, for logs and traces."""
     wire_version: _builtins.int
-    """Version of this exchange: 1. Others are refused."""
+    """Version of this exchange: 2. Others are refused."""
     model_fingerprint: _builtins.str
     """Fingerprint of the caller's model. Refused with FAILED_PRECONDITION when it is not this worker's."""
     prompt_tokens: _builtins.int
     """How many of token_ids are the prompt; the rest count as generated."""
     start_token: _builtins.int
-    """The caller has the KV of tokens [0, start_token) and wants the rest only. Less than the number of token_ids."""
+    """The caller has the KV of tokens [0, start_token) and wants the rest only. Less than the number of token_ids. Of a
+    layer with a window or chunks, only the tokens move that the token after token_ids sees.
+    """
     credit_bytes: _builtins.int
     """Bytes of KV data the prefill service may send before it needs more credit. At least one chunk."""
     priority: _builtins.int
     """Higher runs first."""
+    cache_salt: _builtins.bytes
+    """Whose prefix cache it may use: only requests with equal salts share computed prefixes. Empty is a salt like any other."""
+    bypass_prefix_cache: _builtins.bool
+    """Neither use computed prefixes of other requests, nor leave any."""
     @_builtins.property
     def layer_table(self) -> _kv_pb2.LayerTable:
         """The caller's layer table. Refused with FAILED_PRECONDITION when it is not this worker's."""
@@ -98,7 +114,11 @@ class Start(_message.Message):
 
     @_builtins.property
     def codecs(self) -> _containers.RepeatedScalarFieldContainer[_kv_pb2.KvCodec.ValueType]:
-        """Codecs the caller takes."""
+        """Codecs the caller takes, the one it wants first; KV_CODEC_RAW is among them."""
+
+    @_builtins.property
+    def transports(self) -> _containers.RepeatedScalarFieldContainer[_inference_pb2.Transport.ValueType]:
+        """Transports the caller knows, the one it wants first."""
 
     def __init__(
         self,
@@ -114,14 +134,39 @@ class Start(_message.Message):
         credit_bytes: _builtins.int = ...,
         codecs: _abc.Iterable[_kv_pb2.KvCodec.ValueType] | None = ...,
         priority: _builtins.int = ...,
+        cache_salt: _builtins.bytes = ...,
+        bypass_prefix_cache: _builtins.bool = ...,
+        transports: _abc.Iterable[_inference_pb2.Transport.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layer_table", b"layer_table", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codecs", b"codecs", "credit_bytes", b"credit_bytes", "layer_table", b"layer_table", "model_fingerprint", b"model_fingerprint", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "sampling", b"sampling", "start_token", b"start_token", "token_ids", b"token_ids", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bypass_prefix_cache", b"bypass_prefix_cache", "cache_salt", b"cache_salt", "codecs", b"codecs", "credit_bytes", b"credit_bytes", "layer_table", b"layer_table", "model_fingerprint", b"model_fingerprint", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "sampling", b"sampling", "start_token", b"start_token", "token_ids", b"token_ids", "transports", b"transports", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Start: _TypeAlias = Start  # noqa: Y015
+
+@_typing.final
+class Choice(_message.Message):
+    """Choice says how the KV is to come: all of it, from its beginning, whatever came before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSPORT_FIELD_NUMBER: _builtins.int
+    transport: _inference_pb2.Transport.ValueType
+    """One that PrefillAccepted offered."""
+    def __init__(
+        self,
+        *,
+        transport: _inference_pb2.Transport.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transport", b"transport"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Choice: _TypeAlias = Choice  # noqa: Y015
 
 @_typing.final
 class Credit(_message.Message):
@@ -147,8 +192,8 @@ Global___Credit: _TypeAlias = Credit  # noqa: Y015
 
 @_typing.final
 class PrefillResponse(_message.Message):
-    """PrefillResponse is one message of the prefill service: one Accepted, KvChunks with one FirstToken among them and
-    PrefillProgress before it, one Done.
+    """PrefillResponse is one message of the prefill service: one Accepted, KvChunks or KvRanges with one FirstToken among
+    them and PrefillProgress before it, one Done.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -158,6 +203,7 @@ class PrefillResponse(_message.Message):
     FIRST_TOKEN_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    RANGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accepted(self) -> Global___PrefillAccepted:
         """The prompt is queued."""
@@ -178,6 +224,10 @@ class PrefillResponse(_message.Message):
     def progress(self) -> Global___PrefillProgress:
         """No token yet."""
 
+    @_builtins.property
+    def ranges(self) -> Global___KvRanges:
+        """Where KV lies."""
+
     def __init__(
         self,
         *,
@@ -186,12 +236,13 @@ class PrefillResponse(_message.Message):
         first_token: Global___FirstToken | None = ...,
         done: Global___Done | None = ...,
         progress: Global___PrefillProgress | None = ...,
+        ranges: Global___KvRanges | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "chunk", b"chunk", "done", b"done", "first_token", b"first_token", "message", b"message", "progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "chunk", b"chunk", "done", b"done", "first_token", b"first_token", "message", b"message", "progress", b"progress", "ranges", b"ranges"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "chunk", b"chunk", "done", b"done", "first_token", b"first_token", "message", b"message", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "chunk", b"chunk", "done", b"done", "first_token", b"first_token", "message", b"message", "progress", b"progress", "ranges", b"ranges"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["accepted", "chunk", "first_token", "done", "progress"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["accepted", "chunk", "first_token", "done", "progress", "ranges"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -203,16 +254,125 @@ class PrefillAccepted(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    TRANSPORTS_FIELD_NUMBER: _builtins.int
+    SHARED_MEMORY_FIELD_NUMBER: _builtins.int
+    NIXL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transports(self) -> _containers.RepeatedScalarFieldContainer[_inference_pb2.Transport.ValueType]:
+        """Transports that both sides know and this one has, in the caller's order."""
+
+    @_builtins.property
+    def shared_memory(self) -> Global___SharedMemory:
+        """What TRANSPORT_SHM needs; set when it is offered."""
+
+    @_builtins.property
+    def nixl(self) -> Global___NixlMemory:
+        """What TRANSPORT_NIXL needs; set when it is offered."""
+
     def __init__(
         self,
+        *,
+        transports: _abc.Iterable[_inference_pb2.Transport.ValueType] | None = ...,
+        shared_memory: Global___SharedMemory | None = ...,
+        nixl: Global___NixlMemory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["nixl", b"nixl", "shared_memory", b"shared_memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nixl", b"nixl", "shared_memory", b"shared_memory", "transports", b"transports"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrefillAccepted: _TypeAlias = PrefillAccepted  # noqa: Y015
+
+@_typing.final
+class SharedMemory(_message.Message):
+    """SharedMemory is how a process of the same host gets at the pool: a Unix socket that gives away the memory's descriptor,
+    for reading. Never in a log.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the socket in the directory that both sides know."""
+    token: _builtins.bytes
+    """What the socket wants to hear first."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharedMemory: _TypeAlias = SharedMemory  # noqa: Y015
+
+@_typing.final
+class NixlMemory(_message.Message):
+    """NixlMemory is how NIXL gets at the pool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    agent: _builtins.str
+    """Random id of the agent and its registration; another one is another process."""
+    metadata: _builtins.bytes
+    """What NIXL needs to reach the agent."""
+    address: _builtins.int
+    """Where the pool begins, in the agent's address space."""
+    size: _builtins.int
+    """Bytes of the pool."""
+    def __init__(
+        self,
+        *,
+        agent: _builtins.str = ...,
+        metadata: _builtins.bytes = ...,
+        address: _builtins.int = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent", b"agent", "metadata", b"metadata", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NixlMemory: _TypeAlias = NixlMemory  # noqa: Y015
+
+@_typing.final
+class KvRanges(_message.Message):
+    """KvRanges says where KV lies that is ready to be read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSPORT_FIELD_NUMBER: _builtins.int
+    RANGES_FIELD_NUMBER: _builtins.int
+    transport: _inference_pb2.Transport.ValueType
+    """The transport they are meant for. Those of a transport the caller has given up may still come."""
+    @_builtins.property
+    def ranges(self) -> _containers.RepeatedCompositeFieldContainer[_kv_pb2.KvRange]:
+        """The ranges."""
+
+    def __init__(
+        self,
+        *,
+        transport: _inference_pb2.Transport.ValueType = ...,
+        ranges: _abc.Iterable[_kv_pb2.KvRange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ranges", b"ranges", "transport", b"transport"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvRanges: _TypeAlias = KvRanges  # noqa: Y015
 
 @_typing.final
 class PrefillProgress(_message.Message):
@@ -250,6 +410,7 @@ class FirstToken(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
     SINCE_ACCEPTED_NS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     """The token."""
     finish_reason: _sampling_pb2.FinishReason.ValueType
@@ -258,6 +419,8 @@ class FirstToken(_message.Message):
     """Nanoseconds from sending PrefillAccepted to sampling the token, by the worker's monotonic clock. What the receiver saw
     pass between the two messages beyond that, the token spent waiting behind KV on the way.
     """
+    cached_tokens: _builtins.int
+    """The first so many of token_ids were in this worker's prefix cache, and not computed."""
     @_builtins.property
     def timing(self) -> _timing_pb2.HopTiming:
         """The worker's time until the token was sampled."""
@@ -269,10 +432,11 @@ class FirstToken(_message.Message):
         finish_reason: _sampling_pb2.FinishReason.ValueType = ...,
         timing: _timing_pb2.HopTiming | None = ...,
         since_accepted_ns: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "since_accepted_ns", b"since_accepted_ns", "timing", b"timing", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "finish_reason", b"finish_reason", "since_accepted_ns", b"since_accepted_ns", "timing", b"timing", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -288,11 +452,13 @@ class Done(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     chunks: _builtins.int
-    """Chunks sent."""
+    """Chunks and ranges sent since the last Choice."""
     bytes: _builtins.int
-    """Bytes of KV data sent."""
+    """Bytes of KV data sent or to be read."""
     checksum: _builtins.int
-    """xxh3_64 over the chunks' checksums in the order sent, each as 8 bytes little endian."""
+    """xxh3_64 over the chunks' checksums in the order sent, each as 8 bytes little endian. A range's checksum is xxh3_64 of
+    its layer, start, tokens, key_offset and value_offset, each as 8 bytes little endian.
+    """
     def __init__(
         self,
         *,

@@ -35,8 +35,15 @@ class PrefillStub:
     def __new__(cls, channel: _aio.Channel) -> PrefillAsyncStub: ...
     Prefill: _grpc.StreamStreamMultiCallable[_prefill_pb2.PrefillRequest, _prefill_pb2.PrefillResponse]
     """Computes one prompt and streams its KV, layer by layer and chunk by chunk, while later parts compute. The first token
-    overtakes queued KV. The caller grants credits, in bytes; KV beyond them waits. It closes its side once the credits
-    cover all KV still to come, or once the first token said that no KV is needed; Done comes after that.
+    overtakes queued KV.
+
+    PrefillAccepted offers transports and the caller answers with its Choice; KV waits for that. If gRPC alone is offered
+    it is chosen already, and no Choice follows. Over gRPC the KV itself
+    comes, and the caller grants credits, in bytes; KV beyond them waits. Over the other transports the places of the KV
+    come, and the caller reads it there. A caller whose transport fails chooses another one, and all KV comes again.
+
+    The caller closes its side once its credits cover all KV still to come, or it has read all KV, or the first token
+    said that no KV is needed. Done comes after that: it says that the KV was still held when the caller had read it.
     """
 
 @_typing.type_check_only
@@ -46,8 +53,15 @@ class PrefillAsyncStub(PrefillStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Prefill: _aio.StreamStreamMultiCallable[_prefill_pb2.PrefillRequest, _prefill_pb2.PrefillResponse]  # type: ignore[assignment]
     """Computes one prompt and streams its KV, layer by layer and chunk by chunk, while later parts compute. The first token
-    overtakes queued KV. The caller grants credits, in bytes; KV beyond them waits. It closes its side once the credits
-    cover all KV still to come, or once the first token said that no KV is needed; Done comes after that.
+    overtakes queued KV.
+
+    PrefillAccepted offers transports and the caller answers with its Choice; KV waits for that. If gRPC alone is offered
+    it is chosen already, and no Choice follows. Over gRPC the KV itself
+    comes, and the caller grants credits, in bytes; KV beyond them waits. Over the other transports the places of the KV
+    come, and the caller reads it there. A caller whose transport fails chooses another one, and all KV comes again.
+
+    The caller closes its side once its credits cover all KV still to come, or it has read all KV, or the first token
+    said that no KV is needed. Done comes after that: it says that the KV was still held when the caller had read it.
     """
 
 class PrefillServicer(metaclass=_abc_1.ABCMeta):
@@ -60,8 +74,15 @@ class PrefillServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_prefill_pb2.PrefillResponse], _abc.AsyncIterator[_prefill_pb2.PrefillResponse]]:
         """Computes one prompt and streams its KV, layer by layer and chunk by chunk, while later parts compute. The first token
-        overtakes queued KV. The caller grants credits, in bytes; KV beyond them waits. It closes its side once the credits
-        cover all KV still to come, or once the first token said that no KV is needed; Done comes after that.
+        overtakes queued KV.
+
+        PrefillAccepted offers transports and the caller answers with its Choice; KV waits for that. If gRPC alone is offered
+        it is chosen already, and no Choice follows. Over gRPC the KV itself
+        comes, and the caller grants credits, in bytes; KV beyond them waits. Over the other transports the places of the KV
+        come, and the caller reads it there. A caller whose transport fails chooses another one, and all KV comes again.
+
+        The caller closes its side once its credits cover all KV still to come, or it has read all KV, or the first token
+        said that no KV is needed. Done comes after that: it says that the KV was still held when the caller had read it.
         """
 
 def add_PrefillServicer_to_server(servicer: PrefillServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -109,12 +109,15 @@ class CacheKey(_message.Message):
     TEXT_DIGEST_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Who asks: entries are never shared between tenants."""
     model_fingerprint: _builtins.str
-    """Fingerprint of the model."""
+    """Fingerprint of the model, and how its workers have quantized it, if they have."""
     text_digest: _builtins.str
     """Digest of tokenizer and chat template."""
+    cache_salt: _builtins.str
+    """Who within the tenant: entries are never shared between salts either."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt."""
@@ -131,10 +134,11 @@ class CacheKey(_message.Message):
         text_digest: _builtins.str = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         sampling: _sampling_pb2.SamplingParams | None = ...,
+        cache_salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_fingerprint", b"model_fingerprint", "sampling", b"sampling", "tenant", b"tenant", "text_digest", b"text_digest", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "model_fingerprint", b"model_fingerprint", "sampling", b"sampling", "tenant", b"tenant", "text_digest", b"text_digest", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -130,6 +130,8 @@ class WorkerModel(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     fingerprint: _builtins.str
@@ -142,6 +144,10 @@ class WorkerModel(_message.Message):
     """Number of token ids."""
     dtype: _builtins.str
     """Element type of the KV cache, for example "float32"."""
+    quantization: _builtins.str
+    """How weights are stored beyond that: "none" or "int8". It changes answers, not what KV caches fit. Unset: "none"."""
+    exact: _builtins.bool
+    """This worker's self-test gave the same bits in every batch and chunk."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end an answer."""
@@ -156,10 +162,12 @@ class WorkerModel(_message.Message):
         vocab_size: _builtins.int = ...,
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         dtype: _builtins.str = ...,
+        quantization: _builtins.str = ...,
+        exact: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "fingerprint", b"fingerprint", "max_context", b"max_context", "name", b"name", "tokenizer_digest", b"tokenizer_digest", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "exact", b"exact", "fingerprint", b"fingerprint", "max_context", b"max_context", "name", b"name", "quantization", b"quantization", "tokenizer_digest", b"tokenizer_digest", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -201,6 +209,8 @@ class Load(_message.Message):
     WAITING_FIELD_NUMBER: _builtins.int
     KV_USED_TOKENS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    WAITING_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    STEP_COST_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     """Requests computing."""
     waiting: _builtins.int
@@ -209,6 +219,12 @@ class Load(_message.Message):
     """KV tokens held."""
     steps: _builtins.int
     """Steps since the start; a rising number is progress."""
+    waiting_prompt_tokens: _builtins.int
+    """Tokens of prompts, queued and running, that are still to be computed here."""
+    @_builtins.property
+    def step_cost(self) -> Global___StepCost:
+        """What its steps take, as measured."""
+
     def __init__(
         self,
         *,
@@ -216,14 +232,62 @@ class Load(_message.Message):
         waiting: _builtins.int = ...,
         kv_used_tokens: _builtins.int = ...,
         steps: _builtins.int = ...,
+        waiting_prompt_tokens: _builtins.int = ...,
+        step_cost: Global___StepCost | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["step_cost", b"step_cost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_used_tokens", b"kv_used_tokens", "running", b"running", "steps", b"steps", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_used_tokens", b"kv_used_tokens", "running", b"running", "step_cost", b"step_cost", "steps", b"steps", "waiting", b"waiting", "waiting_prompt_tokens", b"waiting_prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Load: _TypeAlias = Load  # noqa: Y015
+
+@_typing.final
+class StepCost(_message.Message):
+    """StepCost is what the steps of an engine take, fitted to its latest ones. A step without prompt tokens takes
+    decode_seconds + decode requests x seconds_per_decode; one with them
+    prefill_seconds + prompt tokens x seconds_per_token + attended pairs x seconds_per_pair
+    + decode requests x seconds_per_decode.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECODE_SECONDS_FIELD_NUMBER: _builtins.int
+    SECONDS_PER_DECODE_FIELD_NUMBER: _builtins.int
+    PREFILL_SECONDS_FIELD_NUMBER: _builtins.int
+    SECONDS_PER_TOKEN_FIELD_NUMBER: _builtins.int
+    SECONDS_PER_PAIR_FIELD_NUMBER: _builtins.int
+    STEP_TOKENS_FIELD_NUMBER: _builtins.int
+    decode_seconds: _builtins.float
+    """Of a step that only goes on with answers, whatever their number."""
+    seconds_per_decode: _builtins.float
+    """Of each request that goes on by a token."""
+    prefill_seconds: _builtins.float
+    """Of a step with prompt tokens, whatever their number."""
+    seconds_per_token: _builtins.float
+    """Of each prompt token."""
+    seconds_per_pair: _builtins.float
+    """Of each pair of a prompt token and a token it attends to."""
+    step_tokens: _builtins.int
+    """Tokens of a step at most."""
+    def __init__(
+        self,
+        *,
+        decode_seconds: _builtins.float = ...,
+        seconds_per_decode: _builtins.float = ...,
+        prefill_seconds: _builtins.float = ...,
+        seconds_per_token: _builtins.float = ...,
+        seconds_per_pair: _builtins.float = ...,
+        step_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_seconds", b"decode_seconds", "prefill_seconds", b"prefill_seconds", "seconds_per_decode", b"seconds_per_decode", "seconds_per_pair", b"seconds_per_pair", "seconds_per_token", b"seconds_per_token", "step_tokens", b"step_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepCost: _TypeAlias = StepCost  # noqa: Y015
 
 @_typing.final
 class DebugStateRequest(_message.Message):
@@ -244,7 +308,9 @@ Global___DebugStateRequest: _TypeAlias = DebugStateRequest  # noqa: Y015
 
 @_typing.final
 class DebugStateResponse(_message.Message):
-    """DebugStateResponse is what a worker holds. After quiescence: no requests, no calls, free_slots = total_slots, no used tokens."""
+    """DebugStateResponse is what a worker holds. After quiescence: no requests, no calls, free_slots = total_slots, no used tokens.
+    What free slots keep for later requests is nobody's, and told apart.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -258,6 +324,8 @@ class DebugStateResponse(_message.Message):
     OPEN_FILES_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    CACHED_SLOTS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     free_slots: _builtins.int
     """Free KV slots."""
     total_slots: _builtins.int
@@ -274,6 +342,10 @@ class DebugStateResponse(_message.Message):
     """Incarnation of the worker process."""
     steps: _builtins.int
     """Steps since the start."""
+    cached_slots: _builtins.int
+    """Free KV slots that keep a prefix for later requests."""
+    cached_tokens: _builtins.int
+    """KV tokens in these. Whoever needs their room gets it at once."""
     @_builtins.property
     def engine_requests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of live requests in the engine."""
@@ -295,10 +367,12 @@ class DebugStateResponse(_message.Message):
         open_files: _builtins.int = ...,
         incarnation: _builtins.str = ...,
         steps: _builtins.int = ...,
+        cached_slots: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "capacity_tokens", b"capacity_tokens", "engine_requests", b"engine_requests", "free_slots", b"free_slots", "incarnation", b"incarnation", "open_files", b"open_files", "steps", b"steps", "tasks", b"tasks", "total_slots", b"total_slots", "used_tokens", b"used_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_slots", b"cached_slots", "cached_tokens", b"cached_tokens", "calls", b"calls", "capacity_tokens", b"capacity_tokens", "engine_requests", b"engine_requests", "free_slots", b"free_slots", "incarnation", b"incarnation", "open_files", b"open_files", "steps", b"steps", "tasks", b"tasks", "total_slots", b"total_slots", "used_tokens", b"used_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
