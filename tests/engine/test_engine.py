@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 from pathlib import Path
@@ -625,13 +624,13 @@ POISON = 66
 
 
 @pytest.fixture
-def poisoned(loaded: LoadedModel) -> LoadedModel:
+def poisoned(llama: Path) -> LoadedModel:
     """The model with one token that is NaN. Its answers without that token are the same."""
-    module = copy.deepcopy(loaded.module)
-    assert POISON not in loaded.reference_ids
+    poisoned = load(EngineConfig(model=llama))
+    assert POISON not in poisoned.reference_ids
     with torch.no_grad():
-        module.get_input_embeddings().weight[POISON] = torch.nan
-    return dataclasses.replace(loaded, module=module)
+        poisoned.module.get_input_embeddings().weight[POISON] = torch.nan
+    return poisoned
 
 
 def short_and_long() -> tuple[Submit, Submit]:

@@ -37,10 +37,8 @@ def check_equal(model: PreTrainedModel, prompt: list[int], got: list[int]) -> No
                 return
 
 
-@pytest.mark.parametrize("family", model_zoo.FAMILIES)
-def test_engine_equals_generate(family: str, tmp_path: Path) -> None:
-    directory = model_zoo.build(family, tmp_path / family)
-    stepped = Stepped(load(EngineConfig(model=directory)), step_tokens=16)
+def check_answers(stepped: Stepped, directory: Path) -> None:
+    """Of an engine that serves the model of the directory, to several prompts at once."""
     prompts = [a_prompt(length, length) for length in LENGTHS]
     stepped.run(*(a_submit(f"r{i}", prompt, max_tokens=NEW_TOKENS) for i, prompt in enumerate(prompts)))
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
@@ -48,6 +46,13 @@ def test_engine_equals_generate(family: str, tmp_path: Path) -> None:
     assert len({tuple(answer) for answer in answers}) == len(prompts)
     for prompt, answer in zip(prompts, answers, strict=True):
         check_equal(model, prompt, answer)
+
+
+@pytest.mark.parametrize("family", model_zoo.FAMILIES)
+def test_engine_equals_generate(family: str, tmp_path: Path) -> None:
+    directory = model_zoo.build(family, tmp_path / family)
+    stepped = Stepped(load(EngineConfig(model=directory)), step_tokens=16)
+    check_answers(stepped, directory)
     stepped.check_empty()
 
 
@@ -80,7 +85,7 @@ def test_attention_that_is_not_understood_is_found_before_serving(
     model = load(EngineConfig(model=model_zoo.build(family, tmp_path / family)))
     layers = tuple(msgspec.structs.replace(layer, **wrong) for layer in model.spec.layers)
     misread = dataclasses.replace(model, spec=msgspec.structs.replace(model.spec, layers=layers))
-    with pytest.raises(UnsupportedModel, match="other logits in chunks"):
+    with pytest.raises(UnsupportedModel, match="other logits in a step"):
         Stepped(misread)
 
 

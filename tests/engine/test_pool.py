@@ -173,3 +173,51 @@ def test_tensors_have_the_models_type(dtype: KvDtype) -> None:
     assert pool.keys[0].dtype == pool.values[0].dtype == TORCH_DTYPES[dtype]
     assert pool.keys[0].shape == (2, 7, 2, 3)
     assert pool.values[0].shape == (2, 7, 2, 5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(layout=layouts(), data=st.data())
+def test_what_is_kept_stays_and_the_rest_of_the_slot_is_wiped(layout: PoolLayout, data: st.DataObject) -> None:
+    pool = Pool(layout, budget_bytes=layout.total_bytes)
+    expected = fill(pool)
+    slot = data.draw(st.integers(0, layout.num_slots - 1))
+    tokens = data.draw(st.integers(0, layout.slot_tokens))
+    kept = data.draw(st.integers(0, layout.slot_tokens))
+    pool.touch(slot, tokens)
+    pool.release(slot, clean=False, kept=kept)
+    for layer in range(len(layout.layers)):
+        for row in layout.rows(memoryview(expected.data), layer, slot, min(kept, tokens), tokens):
+            row[:] = bytes(len(row))
+    assert bytes(pool.memory[:]) == expected.tobytes()
+    assert pool.touched_bytes == min(kept, tokens) * layout.bytes_per_token
+
+
+@settings(max_examples=60, deadline=None)
+@given(layout=layouts(), data=st.data())
+def test_a_copy_is_of_these_tokens_and_nothing_else(layout: PoolLayout, data: st.DataObject) -> None:
+    pool = Pool(layout, budget_bytes=layout.total_bytes)
+    expected = fill(pool)
+    source, target = (data.draw(st.integers(0, layout.num_slots - 1)) for _ in range(2))
+    tokens = data.draw(st.integers(0, layout.slot_tokens))
+    pool.copy(source, target, tokens)
+    for layer in range(len(layout.layers)):
+        rows = [layout.rows(memoryview(expected.data), layer, slot, 0, tokens) for slot in (source, target)]
+        for theirs, mine in zip(*rows, strict=True):
+            mine[:] = bytes(theirs)
+    assert bytes(pool.memory[:]) == expected.tobytes()
+    assert pool.touched_bytes == tokens * layout.bytes_per_token
+
+
+@KINDS
+def test_the_last_layer_tells_whether_all_is_finite(dtype: KvDtype) -> None:
+    layers = tuple(LayerSpec(key=str(i), heads=2, key_dim=8, value_dim=4) for i in range(2))
+    pool = Pool(PoolLayout.build(layers, dtype, 2, 16), budget_bytes=0)
+    for tensors in (pool.keys, pool.values):
+        for broken in (torch.nan, torch.inf):
+            assert pool.finite(1, 0, 16)
+            tensors[-1][1, 9, 1, 3] = broken
+            assert not pool.finite(1, 0, 16)
+            assert pool.finite(1, 0, 9)
+            assert pool.finite(1, 10, 16)
+            assert pool.finite(0, 0, 16)
+            tensors[-1][1, 9, 1, 3] = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import signal
@@ -81,6 +82,25 @@ async def until_gone(process: psutil.Process, seconds: float = 10.0) -> None:
 # ------------------------------------------------------------------------------------------- serving
 
 
+async def test_tokens_are_read_together_or_one_by_one(client: EngineClient) -> None:
+    async with client.request(a_submit("alone", a_prompt(20), max_tokens=40)) as handle:
+        expected = await to_the_end(handle)
+    tokens: list[int] = []
+    reads = 0
+    async with client.request(a_submit("together", a_prompt(20), max_tokens=40)) as handle:
+        last: Output | None = None
+        while last is None or last.finish_reason is None:
+            events = await handle.next_all(30, gather=1.0 if tokens else 0.0)
+            reads += 1
+            for event in events:
+                if isinstance(event, Output):
+                    assert event.index == len(tokens)
+                    tokens += event.token_ids
+                    last = event
+    assert tokens == expected
+    assert reads < 20, "a step does not take a second"
+
+
 async def test_serves_what_the_engine_serves(client: EngineClient, loaded: LoadedModel) -> None:
     assert client.spec == loaded.spec
     submits = [a_submit("same id", a_prompt(20 + i, i), temperature=0.8, seed=i) for i in range(6)]
@@ -142,7 +162,7 @@ async def test_refusals_come_as_events(client: EngineClient) -> None:
 async def test_reports_come_with_steps_and_once_when_idle(client: EngineClient) -> None:
     reports: list[StepReport] = []
     client.on_report.append(reports.append)
-    async with client.request(a_submit("r", a_prompt(40), max_tokens=5)) as handle:
+    async with client.request(a_submit("r", a_prompt(40, seed=40), max_tokens=5)) as handle:
         await to_the_end(handle)
     for _ in range(3):
         await client.inspect()
@@ -186,6 +206,18 @@ async def test_a_model_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:
         await EngineClient.start(EngineConfig(model=tmp_path))
     assert time.monotonic() - began < 20
     assert set(psutil.Process().children()) <= children
+
+
+async def test_no_memory_file_leaves_no_socket(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENFILE, "too many open files")
+
+    before = set(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "memfd_create", refuse)
+        with pytest.raises(OSError, match="too many open files") as failed:  # whose frames keep what was not closed
+            await EngineClient.start(EngineConfig(model=llama))
+    assert set(os.listdir("/proc/self/fd")) == before, failed
 
 
 async def test_an_engine_that_takes_too_long_is_killed(llama: Path) -> None:

@@ -1,4 +1,7 @@
-"""Slots and blocks are conserved, budgets kept, order respected, and every workload comes to its end."""
+"""Slots and blocks are conserved, budgets kept, order respected, and every workload comes to its end.
+
+With and without a prefix cache; with one, whatever a request counts as computed is its own tokens' and nobody else's.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from baton.engine.messages import Role, SamplingParams
+from baton.engine.prefix import PrefixIndex, keyed_hash
 from baton.engine.request import Request, State
 from baton.engine.scheduler import Limits, Plan, Scheduler
+from baton.engine.slots import Copy
 
 AGING = 100
+JUNK = "what a peer sent and nobody has checked"
+
+Kv = tuple[bytes, tuple[int, ...]] | str | None
+"""What a place in the memory holds: the KV of a token is a function of the tokens up to it; and whose it is."""
 
 
 def a_request(
@@ -25,11 +34,16 @@ def a_request(
 
 
 class World:
-    """A scheduler, and the rest of an engine as far as the scheduler sees it."""
+    """A scheduler, and the rest of an engine as far as the scheduler sees it: its memory, by what lies there."""
 
-    def __init__(self, step_tokens: int, block_tokens: int, capacity_blocks: int, num_slots: int) -> None:
+    def __init__(
+        self, step_tokens: int, block_tokens: int, capacity_blocks: int, num_slots: int, *, prefix_cache: bool = False
+    ) -> None:
         self.limits = Limits(step_tokens, block_tokens, capacity_blocks, AGING)
-        self.scheduler = Scheduler(self.limits, num_slots)
+        prefixes = PrefixIndex(block_tokens, keyed_hash(b"secret")) if prefix_cache else None
+        self.scheduler = Scheduler(self.limits, num_slots, prefixes)
+        self.kv: list[list[Kv]] = [[None] * (block_tokens * capacity_blocks + 1) for _ in range(num_slots)]
+        self.hits = 0
         self.requests: list[Request] = []
         self.now = 0
         self._sequence = 0
@@ -37,16 +51,22 @@ class World:
     def of(self, *states: State) -> list[Request]:
         return [r for r in self.requests if r.state in states]
 
-    def submit(self, tokens: int, role: Role, priority: int, max_tokens: int) -> None:
+    def submit(
+        self, tokens: int, role: Role, priority: int, max_tokens: int, alike: int = 99, salt: bytes = b""
+    ) -> None:
+        """A request of so many tokens, of which all after the first `alike` differ from most others'."""
         room = self.limits.capacity_blocks * self.limits.block_tokens
         tokens = min(tokens, room - 1)
         max_tokens = min(max_tokens, room - tokens)
         self._sequence += 1
         request = a_request(self._sequence, tokens, role, priority=priority, now=self.now, max_tokens=max_tokens)
+        request.tokens[alike:] = [2] * len(request.tokens[alike:])
+        request.cache_salt = salt
         self.requests.append(request)
         self.scheduler.submit(request)
 
     def commit(self, request: Request) -> None:
+        self.write(request, request.hit, len(request.tokens))
         request.computed = len(request.tokens)
         request.tokens.append(1)
         request.state = State.RUNNING
@@ -54,7 +74,31 @@ class World:
 
     def release(self, request: Request) -> None:
         self.scheduler.free(request)
+        self.carry_out()
         self.requests.remove(request)
+
+    def write(self, request: Request, start: int, stop: int) -> None:
+        """Its tokens' KV, wherever it is from."""
+        for at in range(start, stop):
+            self.kv[request.slot][at] = (request.cache_salt, tuple(request.tokens[: at + 1]))
+
+    def check_kv(self, request: Request) -> None:
+        """All that counts as computed for it is its own tokens' KV."""
+        for at in range(request.computed):
+            assert self.kv[request.slot][at] == (request.cache_salt, tuple(request.tokens[: at + 1]))
+
+    def carry_out(self) -> None:
+        """What a pool does."""
+        for operation in self.scheduler.slots.drain():
+            if isinstance(operation, Copy):
+                assert operation.tokens % self.limits.block_tokens == 0
+                self.kv[operation.target][: operation.tokens] = self.kv[operation.source][: operation.tokens]
+                continue
+            held = self.kv[operation.slot]
+            if not operation.clean:
+                held[operation.kept :] = [None] * (len(held) - operation.kept)
+            assert JUNK not in held
+            assert None not in held[: operation.kept]
 
     def step(self) -> Plan:
         """Schedule, check the plan, and do what it says."""
@@ -63,12 +107,23 @@ class World:
         plan = self.scheduler.schedule(self.now)
         assert promised == bool(plan.work or plan.admitted or plan.preempted)
         before.check(plan)
+        self.carry_out()
         self.check_holdings()
+        for request in plan.admitted:
+            assert request.hit % self.limits.block_tokens == 0
+            assert request.hit < len(request.tokens)
+            self.hits += request.hit
+            if request.state is State.RESERVED:  # a front writes behind what is there, and may break off
+                self.kv[request.slot][request.hit : len(request.tokens)] = [JUNK] * (len(request.tokens) - request.hit)
         for work in plan.work:
             request = work.request
             samples = work.samples
+            self.write(request, work.start, work.start + work.count)
             request.computed += work.count
+            self.check_kv(request)
             if samples:
+                request.proven = request.computed
+                self.scheduler.slots.publish(request)
                 request.tokens.append(1)
                 if request.role is Role.PREFILL:
                     request.state = State.HELD
@@ -82,19 +137,21 @@ class World:
         assert set(holding) == set(self.of(State.RUNNING, State.RESERVED, State.HELD))
         slots = [r.slot for r in holding]
         assert len(set(slots)) == len(slots)
-        assert all(0 <= slot < scheduler.num_slots for slot in slots)
-        assert scheduler.free_slots == scheduler.num_slots - len(slots)
-        assert scheduler.used_blocks == sum(r.blocks for r in holding) <= self.limits.capacity_blocks
+        assert all(0 <= slot < scheduler.slots.total for slot in slots)
+        assert scheduler.slots.free == scheduler.slots.total - len(slots)
+        assert scheduler.slots.used_blocks == sum(r.blocks for r in holding)
+        assert scheduler.slots.used_blocks + scheduler.slots.kept_blocks <= self.limits.capacity_blocks
+        assert 0 <= scheduler.slots.kept <= scheduler.slots.free
         for request in holding:
             assert request.blocks * self.limits.block_tokens >= len(request.tokens)
-            assert 0 <= request.computed <= len(request.tokens)
+            assert 0 <= request.hit <= request.proven <= request.computed <= len(request.tokens)
         for request in self.of(State.WAITING):
             assert (request.slot, request.blocks, request.computed) == (-1, 0, 0)
         assert sorted(r.sequence for r in scheduler.waiting) == sorted(r.sequence for r in self.of(State.WAITING))
 
     def check_empty(self) -> None:
-        assert self.scheduler.free_slots == self.scheduler.num_slots
-        assert self.scheduler.used_blocks == 0
+        assert self.scheduler.slots.free == self.scheduler.slots.total
+        assert self.scheduler.slots.used_blocks == 0
         assert self.scheduler.waiting == self.scheduler.holding == []
         assert not self.scheduler.has_work(self.now)
 
@@ -150,16 +207,15 @@ class Before:
             assert all(urgency(admitted) < urgency(left[0]) for admitted in plan.admitted)
             # ... and it waits only for want of a slot or of blocks, or because it just lost them.
             needed = self.world.limits.blocks(len(left[0].tokens) + 1)
-            room = self.world.limits.capacity_blocks - scheduler.used_blocks
-            assert not scheduler.free_slots or needed > room or left[0] in plan.preempted
+            room = self.world.limits.capacity_blocks - scheduler.slots.used_blocks
+            assert not scheduler.slots.free or needed > room or left[0] in plan.preempted
 
     def _check_preemption(self, plan: Plan) -> None:
-        urgency, scheduler = self.world.urgency, self.world.scheduler
+        urgency = self.world.urgency
         assert all(victim in self.preemptible for victim in plan.preempted)
         survivors = [r for r in self.preemptible if r not in plan.preempted]
         for victim in plan.preempted:
             assert victim.state is State.WAITING
-            assert 0 <= plan.preempted[victim] < scheduler.num_slots
             assert all(urgency(r) < urgency(victim) for r in survivors)
 
     def _check_progress(self, plan: Plan) -> None:
@@ -183,18 +239,23 @@ class AnyOrder(RuleBasedStateMachine):
         block_tokens=st.integers(1, 4),
         capacity_blocks=st.integers(2, 12),
         num_slots=st.integers(1, 5),
+        prefix_cache=st.booleans(),
     )
-    def start(self, step_tokens: int, block_tokens: int, capacity_blocks: int, num_slots: int) -> None:
-        self.world = World(step_tokens, block_tokens, capacity_blocks, num_slots)
+    def start(
+        self, step_tokens: int, block_tokens: int, capacity_blocks: int, num_slots: int, prefix_cache: bool
+    ) -> None:
+        self.world = World(step_tokens, block_tokens, capacity_blocks, num_slots, prefix_cache=prefix_cache)
 
     @rule(
         tokens=st.integers(1, 20),
         role=st.sampled_from(Role),
         priority=st.integers(-2, 2),
         max_tokens=st.integers(1, 12),
+        alike=st.sampled_from([99, 99, 12, 6, 1]),
+        salt=st.sampled_from([b"", b"", b"another tenant"]),
     )
-    def submit(self, tokens: int, role: Role, priority: int, max_tokens: int) -> None:
-        self.world.submit(tokens, role, priority, max_tokens)
+    def submit(self, tokens: int, role: Role, priority: int, max_tokens: int, alike: int, salt: bytes) -> None:
+        self.world.submit(tokens, role, priority, max_tokens, alike, salt)
 
     @rule(passed=st.integers(0, 3 * AGING), times=st.integers(1, 4))
     def step(self, passed: int, times: int) -> None:
@@ -217,10 +278,10 @@ class AnyOrder(RuleBasedStateMachine):
     def free(self, data: st.DataObject, again: bool) -> None:
         request = data.draw(st.sampled_from(self.world.requests))
         self.world.release(request)
-        used, slots = self.world.scheduler.used_blocks, self.world.scheduler.free_slots
+        used, slots = self.world.scheduler.slots.used_blocks, self.world.scheduler.slots.free
         if again:
             self.world.scheduler.free(request)
-        assert (self.world.scheduler.used_blocks, self.world.scheduler.free_slots) == (used, slots)
+        assert (self.world.scheduler.slots.used_blocks, self.world.scheduler.slots.free) == (used, slots)
         assert request.state is State.FINISHED
 
     @invariant()
@@ -248,6 +309,7 @@ SUBMITS = st.tuples(st.integers(1, 24), st.sampled_from(Role), st.integers(-3, 3
     block_tokens=st.integers(1, 4),
     capacity_blocks=st.integers(2, 14),
     num_slots=st.integers(1, 6),
+    prefix_cache=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_every_workload_ends(
@@ -256,11 +318,12 @@ def test_every_workload_ends(
     block_tokens: int,
     capacity_blocks: int,
     num_slots: int,
+    prefix_cache: bool,
     seed: int,
 ) -> None:
     """However little memory there is: as long as the front commits and releases, everybody finishes."""
     chance = random.Random(seed)
-    world = World(step_tokens, block_tokens, capacity_blocks, num_slots)
+    world = World(step_tokens, block_tokens, capacity_blocks, num_slots, prefix_cache=prefix_cache)
     waiting = list(submits)
     for _ in range(5000):
         if waiting and chance.random() < 0.3:
@@ -347,7 +410,6 @@ def test_waiting_raises_a_low_priority() -> None:
         world.submit(1, Role.GENERATE, 3, 1)
         world.step()
         if patient.state is State.WAITING:
-            world.step()
             world.now += AGING // 4
             rounds += 1
         assert rounds < 50
@@ -373,3 +435,116 @@ def test_the_lowest_free_slot_is_taken() -> None:
         world.submit(1, Role.PREFILL, 0, 1)
     world.step()
     assert [r.slot for r in world.requests[-3:]] == [0, 2, 4]
+
+
+# --------------------------------------------------------------------------------------- prefix cache
+
+
+def served(world: World, tokens: int, role: Role = Role.GENERATE, alike: int = 99, salt: bytes = b"") -> Request:
+    """A request from its arrival to its end."""
+    world.submit(tokens, role, 0, 1, alike, salt)
+    request = world.requests[-1]
+    hit = world.hits
+    world.step()
+    request.hit = world.hits - hit  # for the test to see: a request that ended holds nothing
+    if request.state is not State.FINISHED:
+        world.release(request)
+    return request
+
+
+def a_cache(capacity_blocks: int = 100, num_slots: int = 4) -> World:
+    return World(64, 4, capacity_blocks, num_slots, prefix_cache=True)
+
+
+def test_the_longest_prefix_is_found_in_whole_blocks_and_one_token_left() -> None:
+    world = a_cache()
+    assert served(world, 16).hit == 0
+    assert served(world, 16).hit == 12
+    assert served(world, 17).hit == 16
+    assert served(world, 40).hit == 16
+    assert served(world, 40, alike=22).hit == 20
+    assert served(world, 40, alike=3).hit == 0
+    assert served(world, 3).hit == 0
+
+
+def test_salts_share_nothing() -> None:
+    world = a_cache()
+    served(world, 16, salt=b"one")
+    assert served(world, 17, salt=b"two").hit == 0
+    assert served(world, 17).hit == 0
+    assert served(world, 17, salt=b"one").hit == 16
+
+
+def test_who_opts_out_neither_finds_nor_leaves() -> None:
+    world = a_cache()
+    served(world, 16)
+    for _ in range(2):
+        world.submit(17, Role.PREFILL, 0, 1, 5)
+        world.requests[-1].prefix_cache = False
+        world.step()
+        assert world.requests[-1].hit == 0
+        world.release(world.requests[-1])
+    assert world.scheduler.slots.kept == 1
+    assert served(world, 17, alike=5).hit == 4
+
+
+def test_a_request_takes_over_the_slot_that_it_mostly_shares_and_copies_from_others() -> None:
+    world = a_cache()
+    first = served(world, 40, Role.PREFILL)
+    world.submit(44, Role.PREFILL, 0, 1)  # goes on where it stopped
+    world.submit(44, Role.PREFILL, 0, 1)  # while that one works in the slot
+    world.step()
+    second, third = world.requests
+    assert (second.slot, second.hit, first.slot) == (0, 40, -1)
+    assert (third.slot, third.hit) == (1, 40)
+    world.release(second)
+    world.release(third)
+    world.submit(44, Role.PREFILL, 0, 1, alike=8)  # shares little: what is there stays
+    world.step()
+    (fourth,) = world.requests
+    assert fourth.hit == 8
+    world.release(fourth)
+    assert world.scheduler.slots.kept == 2
+    assert served(world, 50).hit == 44
+
+
+def test_what_is_kept_never_keeps_anybody_waiting() -> None:
+    """The least recently used goes first, for want of blocks or of slots."""
+    world = a_cache(capacity_blocks=12, num_slots=3)
+    for salt in (b"a", b"b", b"c"):
+        served(world, 15, salt=salt)
+    assert (world.scheduler.slots.kept, world.scheduler.slots.kept_blocks) == (3, 9)
+    served(world, 16, salt=b"a")
+    world.submit(24, Role.PREFILL, 0, 1, salt=b"d")
+    assert world.step().admitted  # seven blocks of twelve, in a slot that somebody's prefix was in
+    world.release(world.requests[0])
+    assert served(world, 16, salt=b"b").hit == 0
+    world.submit(46, Role.PREFILL, 0, 1, salt=b"e")
+    assert world.step().admitted  # all there is
+    assert world.scheduler.slots.kept == 0
+    world.release(world.requests[0])
+    assert world.scheduler.slots.kept_blocks == 11
+
+
+def test_what_a_free_slot_holds_is_not_kept_twice() -> None:
+    world = a_cache()
+    for _ in range(3):
+        world.submit(16, Role.PREFILL, 0, 1)
+    world.step()
+    world.submit(24, Role.PREFILL, 0, 1)
+    world.step()
+    for request in list(world.requests):
+        world.release(request)
+    assert (world.scheduler.slots.kept, world.scheduler.slots.kept_blocks) == (1, 6)
+
+
+def test_a_preempted_request_finds_again_what_nobody_needed() -> None:
+    world = World(step_tokens=16, block_tokens=1, capacity_blocks=14, num_slots=2, prefix_cache=True)
+    world.submit(4, Role.GENERATE, 1, 6)
+    world.submit(4, Role.GENERATE, 0, 9, alike=0)
+    _, victim = world.requests
+    while not victim.preemptions:
+        world.step()
+    while victim.state is State.WAITING:
+        world.step()
+    assert victim.hit > 0

@@ -1,6 +1,8 @@
-"""Which requests an engine takes at all. Pure."""
+"""Which requests an engine takes at all, and which tokens it goes on after. Pure."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from baton.engine.messages import FailureReason, Submit
 
@@ -32,4 +34,20 @@ def refusal(
         return FailureReason.INVALID, f"request {command.request_id} is already here"
     if waiting >= max_waiting:
         return FailureReason.OVERLOADED, f"{max_waiting} requests are waiting already"
+    return None
+
+
+def impossible(token_ids: Sequence[int], *, have: int, vocab_size: int, longest: int) -> str | None:
+    """Why a request cannot go on after tokens generated elsewhere; None: it can.
+
+    Args:
+        token_ids: those tokens.
+        have: tokens it has.
+        vocab_size: of the model.
+        longest: tokens one request may have, prompt and output.
+    """
+    if any(not 0 <= token < vocab_size for token in token_ids):
+        return "a token id generated elsewhere is outside the vocabulary"
+    if have + len(token_ids) > longest:
+        return "more tokens were generated elsewhere than the context holds"
     return None

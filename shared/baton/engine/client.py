@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import secrets
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import msgspec
 
 from baton.engine.config import EngineConfig
 from baton.engine.frames import BrokenStream, frame
+from baton.engine.handle import EngineDied, RequestEvent, RequestHandle
 from baton.engine.launch import EngineProcess, OnProgress, launch
 from baton.engine.messages import (
     Command,
-    Commit,
-    ComputeHere,
     DebugState,
     Event,
     Failed,
@@ -34,58 +33,7 @@ from baton.engine.messages import (
     event_decoder,
 )
 
-RequestEvent = Reserved | KvReady | Progress | Output | Failed
-
-
-class EngineDied(Exception):
-    """The engine process is gone, and with it every request it had."""
-
-
-class RequestHandle:
-    """One request in the engine. Events wait here; there are at most a few per layer and chunk, and one per token."""
-
-    def __init__(self, client: EngineClient, engine_id: str) -> None:
-        self._client = client
-        self._id = engine_id
-        self._events: deque[RequestEvent] = deque()
-        self._changed = asyncio.Event()
-
-    async def next(self, seconds: float) -> RequestEvent | None:
-        """The next event; None when none came in so many seconds.
-
-        Raises:
-            EngineDied: the engine is gone.
-        """
-        if not self._events and not self._client.dead:
-            self._changed.clear()
-            # A timer that wakes the waiter, not asyncio.timeout with its bookkeeping: this runs once per token.
-            timer = asyncio.get_running_loop().call_later(seconds, self._changed.set)
-            try:
-                await self._changed.wait()
-            finally:
-                timer.cancel()
-        if self._events:
-            return self._events.popleft()
-        if self._client.dead:
-            raise EngineDied(self._client.epitaph)
-        return None
-
-    def commit(self, token_ids: Sequence[int]) -> None:
-        """The slot holds the KV of all tokens before the last of `token_ids`, which were generated elsewhere."""
-        self._client.send(Commit(self._id, list(token_ids)))
-
-    def compute_here(self, token_ids: Sequence[int] = ()) -> None:
-        """Compute in the reserved slot; `token_ids` were generated elsewhere already."""
-        self._client.send(ComputeHere(self._id, list(token_ids)))
-
-    def push(self, event: RequestEvent) -> None:
-        """Called by the client's reader."""
-        self._events.append(event)
-        self._changed.set()
-
-    def wake(self) -> None:
-        """Called by the client when the engine is gone."""
-        self._changed.set()
+__all__ = ["EngineClient", "EngineDied", "RequestEvent", "RequestHandle"]
 
 
 class EngineClient:
@@ -95,8 +43,10 @@ class EngineClient:
         spec: of the model it serves.
         layout: of its KV pool.
         memory: the pool's bytes, shared with the engine.
+        memory_fd: the file they are; closed by `close`.
         capacity_tokens: KV tokens of all requests together.
         max_context: tokens of one request, prompt and output.
+        exact: its tokens do not depend on batch or chunks, bit for bit, as far as its self-test saw.
         incarnation: random id of this engine process.
         on_report: called with every StepReport.
     """
@@ -105,8 +55,10 @@ class EngineClient:
         self.spec = engine.ready.spec
         self.layout = engine.ready.layout
         self.memory = memoryview(engine.memory)
+        self.memory_fd = engine.memory_fd
         self.capacity_tokens = engine.ready.capacity_tokens
         self.max_context = engine.ready.max_context
+        self.exact = engine.ready.exact
         self.incarnation = secrets.token_hex(8)
         self.on_report: list[Callable[[StepReport], None]] = []
         self._process = engine.process
@@ -127,13 +79,15 @@ class EngineClient:
         config: EngineConfig,
         on_progress: OnProgress = lambda stage, fraction: None,
         timeout: float = 300.0,
+        *,
+        own_cores: bool = False,
     ) -> EngineClient:
-        """Start an engine process and wait until it can serve.
+        """As `launch`.
 
         Raises:
             EngineError: it cannot serve this model, ended, or was not ready within `timeout` seconds.
         """
-        return cls(await launch(config, on_progress, timeout))
+        return cls(await launch(config, on_progress, timeout, own_cores=own_cores))
 
     @property
     def dead(self) -> bool:
@@ -226,6 +180,9 @@ class EngineClient:
             await self._process.wait()
         await self._reading
         self._writer.close()
+        if self.memory_fd >= 0:
+            os.close(self.memory_fd)
+            self.memory_fd = -1
 
     async def _read(self) -> None:
         """Hand events out until the engine is gone."""

@@ -5,13 +5,16 @@ A step is: schedule, run, sample, tell. All memory a request holds comes back in
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Sequence
 
-from baton.engine.admission import refusal
-from baton.engine.config import EngineConfig
+from baton.engine import events
+from baton.engine.admission import impossible, refusal
+from baton.engine.config import EngineConfig, Quantization
 from baton.engine.layout import ModelSpec, PoolLayout
 from baton.engine.loader import LoadedModel, OnProgress, load
+from baton.engine.memory import Memory
 from baton.engine.messages import (
     Command,
     Commit,
@@ -21,18 +24,16 @@ from baton.engine.messages import (
     Failed,
     FailureReason,
     Inspect,
-    KvReady,
     Output,
-    Progress,
     Ready,
     Release,
-    Reserved,
     Role,
     StepReport,
     Stop,
     Submit,
 )
 from baton.engine.pool import Pool
+from baton.engine.prefix import PrefixIndex, keyed_hash
 from baton.engine.request import Request, State
 from baton.engine.runner import Runner
 from baton.engine.sampler import InvalidRows, SampleRow, sample
@@ -67,10 +68,11 @@ class Engine:
         limits = Limits(config.step_tokens, config.block_tokens, blocks, int(config.aging_seconds * 1e9))
         self.capacity_tokens = blocks * config.block_tokens
         self.longest = min(slot_tokens, self.spec.max_context, self.capacity_tokens)  # tokens of one request
-        self.pool = Pool(self.layout, self.capacity_tokens * self.layout.bytes_per_token, memory_fd)
-        self.scheduler = Scheduler(limits, config.num_slots)
-        self.runner = Runner(model, self.pool)
-        self.runner.self_test()
+        self.pool, self.runner = self._build(config, model, memory_fd)
+        self.memory = Memory(self.pool, self.spec.layers)
+        prefixes = PrefixIndex(config.block_tokens, keyed_hash(secrets.token_bytes(32)))
+        self.scheduler = Scheduler(limits, config.num_slots, prefixes if config.prefix_cache else None)
+        self.exact = self._self_test(model)
         self.stopped = False
         self._max_waiting = config.max_waiting
         self._requests: dict[str, Request] = {}
@@ -95,7 +97,21 @@ class Engine:
         """
         model = load(config, on_progress)
         on_progress("self-test", 0.0)
+        if model.module.device.type != "cpu":
+            from baton.engine.cuda.engine import DeviceEngine  # it extends this class
+
+            cls = DeviceEngine
         return cls(config, model, emit, memory_fd)
+
+    def _build(self, config: EngineConfig, model: LoadedModel, memory_fd: int) -> tuple[Pool, Runner]:
+        """Memory and arithmetic."""
+        pool = Pool(self.layout, self.capacity_tokens * self.layout.bytes_per_token, memory_fd)
+        quantized = config.quantization is not Quantization.NONE
+        return pool, Runner(model, pool, kernels=config.kernels, quantized=quantized)
+
+    def _self_test(self, model: LoadedModel) -> bool:
+        """Whether all steps give the same bits. Raises UnsupportedModel: they do not give the model's own logits."""
+        return self.runner.self_test()
 
     def ready(self, pid: int) -> Ready:
         """What a front must know to begin."""
@@ -104,6 +120,7 @@ class Engine:
             layout=self.layout,
             capacity_tokens=self.capacity_tokens,
             max_context=self.longest,
+            exact=self.exact,
             pid=pid,
         )
 
@@ -133,12 +150,9 @@ class Engine:
         """One step: every decoding request gets a token, prompts advance by the rest of the token budget."""
         started = self._clock()
         plan = self.scheduler.schedule(started)
-        for request, slot in plan.preempted.items():
-            self._release(request, slot, clean=False)
-        self._tell_reserved(plan, started)
-        outputs: list[Event] = []
-        if plan.work:
-            outputs = self._compute(plan, started)
+        self._arrange()
+        self._tell_admitted(plan, started)
+        outputs = self._compute(plan, started)
         self._steps += 1
         self._emit([*outputs, self._report(plan, self._clock() - started)])
         self._told_idle = False
@@ -151,15 +165,7 @@ class Engine:
 
     def debug_state(self, token: int = 0) -> DebugState:
         """What the engine holds."""
-        return DebugState(
-            token=token,
-            requests=list(self._requests),
-            free_slots=self.scheduler.free_slots,
-            total_slots=self.scheduler.num_slots,
-            used_tokens=self.scheduler.used_blocks * self.scheduler.limits.block_tokens,
-            capacity_tokens=self.capacity_tokens,
-            steps=self._steps,
-        )
+        return events.debug_state(self.scheduler, list(self._requests), self.capacity_tokens, self._steps, token)
 
     # ------------------------------------------------------------------------------------------ commands
 
@@ -175,23 +181,7 @@ class Engine:
         if refused is not None:
             self._emit([Failed(command.request_id, *refused)])
             return
-        now = self._clock()
-        stops = command.sampling.stop_token_ids
-        if not command.sampling.ignore_eos:
-            stops += self.spec.eos_token_ids
-        request = Request(
-            request_id=command.request_id,
-            role=command.role,
-            tokens=list(command.token_ids),
-            num_prompt=command.num_prompt_tokens,
-            sampling=command.sampling,
-            stop_ids=stops,
-            priority=command.priority,
-            start_token=command.start_token,
-            arrival_ns=now,
-            sequence=self._sequence,
-            since_ns=now,
-        )
+        request = Request.of(command, self.spec.eos_token_ids, self._clock(), self._sequence)
         self._sequence += 1
         self._requests[request.request_id] = request
         self.scheduler.submit(request)
@@ -213,19 +203,15 @@ class Engine:
     def _end_if_over(self, request: Request) -> None:
         """The last token, generated elsewhere, may have ended it."""
         if (reason := request.finish_reason(self.longest)) is not None:
-            output = Output(
-                request_id=request.request_id, index=request.num_generated, token_ids=[], finish_reason=reason
-            )
+            output = events.output(request, [], reason)
             self._free(request)
             self._emit([output])
 
     def _continue(self, request: Request, token_ids: Sequence[int]) -> bool:
         """A reserved request runs, after tokens generated elsewhere; False: they are impossible, and it failed."""
-        if any(not 0 <= token < self.spec.vocab_size for token in token_ids):
-            self._emit([self._fail(request, "a token id generated elsewhere is outside the vocabulary")])
-            return False
-        if len(request.tokens) + len(token_ids) > self.longest:
-            self._emit([self._fail(request, "more tokens were generated elsewhere than the context holds")])
+        limits = {"vocab_size": self.spec.vocab_size, "longest": self.longest}
+        if (message := impossible(token_ids, have=len(request.tokens), **limits)) is not None:
+            self._emit([self._fail(request, message)])
             return False
         request.tokens += token_ids
         request.state = State.RUNNING
@@ -238,63 +224,57 @@ class Engine:
 
     # ---------------------------------------------------------------------------------------------- step
 
-    def _tell_reserved(self, plan: Plan, now: int) -> None:
-        reserved = [request for request in plan.admitted if request.state is State.RESERVED]
-        for request in reserved:
-            self.pool.touch(request.slot, len(request.tokens))
-        if reserved:
-            self._emit([Reserved(r.request_id, r.slot, now - r.arrival_ns) for r in reserved])
+    def _arrange(self) -> None:
+        self.memory.carry_out(self.scheduler.slots.drain())
+
+    def _tell_admitted(self, plan: Plan, now: int) -> None:
+        for request in plan.admitted:
+            if request.state is State.RESERVED:
+                self.pool.touch(request.slot, len(request.tokens))
+        reserved = events.reserved(plan.admitted, now)
+        there = events.already_there(plan.admitted, len(self.spec.layers))
+        if reserved or there:
+            self._emit([*reserved, *there])
 
     def _compute(self, plan: Plan, started: int) -> list[Event]:
         """Run and sample; returns what to tell."""
+        if not plan.work:
+            return []
         try:
             requests, logits = self.runner.run(plan.work, lambda layer: self._tell_ready(plan.work, layer))
         except RuntimeError as error:  # what torch raises: out of memory, shapes a kernel does not take
             return [self._fail(work.request, f"the step failed: {error}") for work in plan.work]
         for work in plan.work:
             work.request.computed += work.count
-        rows = [_row(request) for request in requests]
-        events: list[Event] = []
+        rows = [sample_row(request) for request in requests]
+        told: list[Event] = []
         try:
             tokens = sample(logits, rows)
         except InvalidRows as error:
-            events += [self._fail(requests[row], str(error)) for row in error.rows]
+            told += [self._fail(requests[row], str(error)) for row in error.rows]
             kept = [row for row in range(len(rows)) if row not in error.rows]
             requests = [requests[row] for row in kept]
             tokens = sample(logits[kept], [rows[row] for row in kept])
         ended = self._clock()
         for work in plan.work:
             work.request.served(started, ended, 0 if work.decodes else work.count)
-        events += [_progress(work.request) for work in plan.work if not work.samples]
-        events += [self._advance(request, token) for request, token in zip(requests, tokens, strict=True)]
-        return events
+        told += [events.progress(work.request) for work in plan.work if not work.samples]
+        told += [self._advance(request, token) for request, token in zip(requests, tokens, strict=True)]
+        return told
 
     def _tell_ready(self, work: Sequence[Work], layer: int) -> None:
-        """Keys and values of a layer are there: those of prompts computed for others may leave."""
-        ready = [
-            KvReady(w.request.request_id, w.request.slot, layer, first, w.start + w.count)
-            for w in work
-            if w.request.role is Role.PREFILL and (first := max(w.start, w.request.start_token)) < w.start + w.count
-        ]
-        if ready:
+        if ready := events.kv_ready(work, layer):
             self._emit(ready)
 
     def _advance(self, request: Request, token: int) -> Output:
         """Give a request its next token."""
-        index = request.num_generated
-        request.proven = request.computed
+        chunk = request.computed - request.proven
+        self.memory.sampled(request)
+        if chunk > 1:
+            self.scheduler.slots.publish(request)
         request.tokens.append(token)
         reason = request.finish_reason(self.longest)
-        output = Output(
-            request_id=request.request_id,
-            index=index,
-            token_ids=[token],
-            finish_reason=reason,
-            compute_ns=request.compute_ns,
-            queue_ns=request.queue_ns,
-            preemptions=request.preemptions,
-            chunks=request.untold_chunks(),
-        )
+        output = events.output(request, [token], reason)
         if request.role is Role.PREFILL:
             request.state = State.HELD
         elif reason is not None:
@@ -302,55 +282,25 @@ class Engine:
         return output
 
     def _fail(self, request: Request, message: str) -> Failed:
-        self._free(request, clean=False)
+        request.computed = request.proven = 0  # nothing it leaves counts
+        self._free(request)
         return Failed(request.request_id, FailureReason.INTERNAL, message)
 
-    def _free(self, request: Request, *, clean: bool = True) -> None:
-        """Take everything back. What is not known to be finite is wiped.
-
-        It is known once a token was sampled after it, for NaN in sight of that token's row would have failed it. Where
-        all was computed here, NaN of an earlier layer is in the last one's keys too, so that only its sight counts.
-        """
+    def _free(self, request: Request) -> None:
+        """Take everything back. What is not known to be finite is wiped."""
         self._told_idle = False
-        slot = request.slot
-        layers = self.spec.layers if request.role is Role.RECEIVE else self.spec.layers[-1:]
-        sight = min(layer.window or layer.chunk or self.layout.slot_tokens for layer in layers)
-        known = 0 < request.computed == request.proven <= sight
+        if self.scheduler.slots.looks_up(request):
+            self.memory.inspect(request)
         self.scheduler.free(request)
         del self._requests[request.request_id]
-        if slot >= 0:
-            self._release(request, slot, clean=clean and known)
-
-    def _release(self, request: Request, slot: int, *, clean: bool) -> None:
-        if not clean and request.role is Role.RECEIVE:
-            self.pool.touch(slot, self.layout.slot_tokens)  # the front may have written behind the request's tokens
-        self.pool.release(slot, clean=clean)
+        self._arrange()
 
     def _report(self, plan: Plan, duration_ns: int) -> StepReport:
-        used = self.scheduler.used_blocks * self.scheduler.limits.block_tokens
-        return StepReport(
-            step=self._steps,
-            duration_ns=duration_ns,
-            prefill_tokens=plan.prefill_tokens,
-            decode_requests=plan.decode_requests,
-            running=len(self.scheduler.holding),
-            waiting=len(self.scheduler.waiting),
-            used_tokens=used,
-            free_tokens=self.capacity_tokens - used,
-            preempted=len(plan.preempted),
-        )
+        return events.report(self.scheduler, self.capacity_tokens, self._steps, plan, duration_ns)
 
 
-def _progress(request: Request) -> Progress:
-    return Progress(
-        request_id=request.request_id,
-        compute_ns=request.compute_ns,
-        queue_ns=request.queue_ns,
-        chunks=request.untold_chunks(),
-    )
-
-
-def _row(request: Request) -> SampleRow:
+def sample_row(request: Request) -> SampleRow:
+    """How a request's next token is sampled."""
     return SampleRow(
         sampling=request.sampling,
         position=len(request.tokens),

@@ -33,6 +33,14 @@ class LayerSpec(msgspec.Struct, frozen=True, kw_only=True):
     window: int = 0  # sliding-window length in tokens; 0 = full attention
     chunk: int = 0  # chunked-attention length in tokens (llama4); 0 = none
 
+    def first_seen(self, position: int) -> int:
+        """The first token that the one at `position` attends to."""
+        if self.window:
+            return max(0, position - self.window + 1)
+        if self.chunk:
+            return position // self.chunk * self.chunk
+        return 0
+
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a service must know of a loaded model. `fingerprint` is equal exactly when workers are interchangeable."""
@@ -94,8 +102,8 @@ class PoolLayout(msgspec.Struct, frozen=True, kw_only=True):
         la = self.layers[layer]
         return la.heads * la.key_dim * self.dtype.itemsize, la.heads * la.value_dim * self.dtype.itemsize
 
-    def rows(self, buffer: memoryview, layer: int, slot: int, start: int, stop: int) -> tuple[memoryview, memoryview]:
-        """K and V bytes of tokens [start, stop) of a slot, as views of the pool's memory.
+    def spans(self, layer: int, slot: int, start: int, stop: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Where K and V of tokens [start, stop) of a slot lie in the pool: for each, first byte and number of bytes.
 
         Raises:
             IndexError: layer, slot or token range outside the pool.
@@ -104,11 +112,21 @@ class PoolLayout(msgspec.Struct, frozen=True, kw_only=True):
             0 <= layer < len(self.layers) and 0 <= slot < self.num_slots and 0 <= start <= stop <= self.slot_tokens
         ):
             raise IndexError(f"layer {layer}, slot {slot}, tokens [{start}, {stop}) are outside the pool")
-        views = []
-        for base, size in zip(self.offsets[layer], self.token_bytes(layer), strict=True):
-            first = base + (slot * self.slot_tokens + start) * size
-            views.append(buffer[first : first + (stop - start) * size])
-        return views[0], views[1]
+        row = slot * self.slot_tokens + start
+        (keys, values), (key_bytes, value_bytes) = self.offsets[layer], self.token_bytes(layer)
+        return (
+            (keys + row * key_bytes, (stop - start) * key_bytes),
+            (values + row * value_bytes, (stop - start) * value_bytes),
+        )
+
+    def rows(self, buffer: memoryview, layer: int, slot: int, start: int, stop: int) -> tuple[memoryview, memoryview]:
+        """K and V bytes of tokens [start, stop) of a slot, as views of the pool's memory.
+
+        Raises:
+            IndexError: as `spans`.
+        """
+        (keys, key_bytes), (values, value_bytes) = self.spans(layer, slot, start, stop)
+        return buffer[keys : keys + key_bytes], buffer[values : values + value_bytes]
 
     def array(self, buffer: memoryview, layer: int, slot: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """As `rows`, shaped `[tokens, heads, dim]`; bfloat16 comes as its raw uint16 bits."""

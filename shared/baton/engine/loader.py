@@ -21,10 +21,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from baton.engine.attention import NAME
-from baton.engine.config import EngineConfig
+from baton.engine.config import EngineConfig, Quantization
+from baton.engine.cuda.device import resolve
 from baton.engine.errors import EngineError, UnsupportedModel
 from baton.engine.layout import ModelSpec
+from baton.engine.linear import int8_is_supported
 from baton.engine.pool import TORCH_DTYPES
+from baton.engine.prepare import prepare
 from baton.engine.recording import record
 
 # Entries of config.json that change without changing what is computed.
@@ -52,7 +55,8 @@ class LoadedModel:
     Attributes:
         module: its code and weights; attention goes to `baton.engine.attention`.
         spec: what others must know of it.
-        reference: logits it gave with its own attention for `reference_ids`, float32 [tokens, vocabulary].
+        reference: logits it gave with its own attention for `reference_ids`, float32 [tokens, vocabulary], on the
+            CPU.
     """
 
     module: PreTrainedModel
@@ -66,11 +70,14 @@ def load(config: EngineConfig, on_progress: OnProgress = lambda stage, fraction:
 
     Raises:
         UnsupportedModel: it cannot be served; the message says why.
-        EngineError: there is no such device.
+        EngineError: there is no such device, or it cannot do what the configuration asks for.
     """
     directory = config.model
-    if config.device != "cpu":
-        raise EngineError(f"device {config.device!r}: models run on cpu only so far")
+    device = resolve(config.device)
+    if device.type != "cpu" and config.quantization is not Quantization.NONE:
+        raise EngineError(f"{config.quantization} weights are for models on a CPU so far")
+    if config.quantization is Quantization.INT8 and not int8_is_supported():
+        raise EngineError("--quantization int8: torch has no int8 operators for this CPU")
     _check_directory(directory)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -99,14 +106,17 @@ def load(config: EngineConfig, on_progress: OnProgress = lambda stage, fraction:
         raise UnsupportedModel(f"{directory}: {len(missing)} weights are missing, among them {missing[0]}")
     module.eval()  # type: ignore[no-untyped-call]
     module.requires_grad_(False)
+    module.to(device)  # type: ignore[arg-type]  # transformers types only the module's own overload
     on_progress("weights", 0.5)
     text_config = module.config.get_text_config()
     ids = [(7 * i * i + 3 * i + 5) % text_config.vocab_size for i in range(24)]
-    with torch.inference_mode():
+    with torch.inference_mode(), device:
         reference = forward(module, torch.tensor([ids]), torch.arange(len(ids)).view(1, -1), None)
         if not _switch(module):
             raise UnsupportedModel(f"{type(module).__name__} does not let its attention be replaced")
         layers = record(module, text_config)
+        if device.type == "cpu":
+            prepare(module, config, lambda: record(module, text_config))
     if not layers:
         raise UnsupportedModel(f"{type(module).__name__} has no attention that could be cached")
     spec = ModelSpec(
@@ -122,7 +132,7 @@ def load(config: EngineConfig, on_progress: OnProgress = lambda stage, fraction:
         dtype=config.dtype,
         layers=layers,
     )
-    return LoadedModel(module, spec, ids, reference)
+    return LoadedModel(module, spec, ids, reference.cpu())
 
 
 def forward(

@@ -82,6 +82,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     sampling: SamplingParams
     start_token: int = 0  # PREFILL: KvReady is wanted for tokens [start_token, N) only
     priority: int = 0  # higher runs first; waiting requests age upwards
+    prefix_cache: bool = True  # use the KV of earlier requests that began alike, and leave this one's to later ones
+    cache_salt: bytes = b""  # whose: only requests with equal salts share anything
 
 
 class Commit(msgspec.Struct, frozen=True, tag=True):
@@ -137,6 +139,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     layout: PoolLayout
     capacity_tokens: int  # KV tokens the pool may hold over all requests (the scheduler's budget)
     max_context: int  # tokens of one request, prompt and output: what model, slot and pool all hold
+    exact: bool  # tokens do not depend on batch or chunks, bit for bit, as far as the self-test saw
     pid: int
 
 
@@ -154,15 +157,19 @@ class LoadFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Reserved(msgspec.Struct, frozen=True, tag=True):
-    """RECEIVE: slot `slot` of the pool is the request's; tokens [0, N) may be written by the front now."""
+    """RECEIVE: slot `slot` of the pool is the request's; tokens [cached_tokens, N) may be written by the front now."""
 
     request_id: str
     slot: int
     queue_ns: int  # waited for memory
+    cached_tokens: int = 0  # tokens [0, cached_tokens), less than N, are there already and must stay as they are
 
 
 class KvReady(msgspec.Struct, frozen=True, tag=True):
-    """PREFILL: K and V of tokens [start, stop) of layer `layer`, an index into the layout, lie in `slot` for good."""
+    """PREFILL: K and V of tokens [start, stop) of layer `layer`, an index into the layout, lie in `slot` for good.
+
+    What a prefix cache held is told of first, of all layers, as soon as the request has a slot.
+    """
 
     request_id: str
     slot: int
@@ -203,6 +210,7 @@ class Output(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     compute_ns: int = 0
     queue_ns: int = 0
     preemptions: int = 0
+    cached_tokens: int = 0  # the first ones of the submitted, that were not computed for it; after a preemption, of all
     chunks: list[PromptChunk] = []  # not told of yet: of the prompt, or recomputed after a preemption
 
 
@@ -226,10 +234,19 @@ class StepReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     used_tokens: int  # KV tokens held, in whole blocks
     free_tokens: int
     preempted: int  # in this step
+    looked_up_tokens: int = 0  # of requests admitted in this step, looked for in the prefix cache
+    hit_tokens: int = 0  # of those, found
+    kept_slots: int = 0  # free ones that keep a prefix
+    kept_tokens: int = 0  # in these; they count as free
+    attended_pairs: int = 0  # of prefill_tokens with the tokens they see: those before them in their requests, and they
+    waiting_prompt_tokens: int = 0  # of queued and running requests, still to be computed here
 
 
 class DebugState(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Answer to Inspect: what the engine holds. After quiescence: no requests, all slots free, used_tokens 0."""
+    """Answer to Inspect: what the engine holds. After quiescence: no requests, all slots free, used_tokens 0.
+
+    What free slots keep for later requests is nobody's, and told apart.
+    """
 
     token: int
     requests: list[str]
@@ -238,6 +255,8 @@ class DebugState(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     used_tokens: int
     capacity_tokens: int
     steps: int
+    kept_slots: int = 0
+    kept_tokens: int = 0
 
 
 Event = Ready | Loading | LoadFailed | Reserved | KvReady | Progress | Output | Failed | StepReport | DebugState

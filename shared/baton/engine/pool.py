@@ -65,26 +65,42 @@ class Pool:
         """Tokens [0, tokens) of the slot are about to be written."""
         self._touched[slot] = max(self._touched[slot], tokens)
 
-    def release(self, slot: int, *, clean: bool) -> None:
+    def release(self, slot: int, *, clean: bool, kept: int = 0) -> None:
         """The slot is free again.
 
         Args:
             slot: which.
             clean: whether what it holds is known to be finite. Attention reads past a short neighbour's last token and
                 gives what it finds there weight 0, which does not help against NaN.
+            kept: tokens [0, kept) are finite in any case, and stay.
         """
         if not clean or self.touched_bytes > self._budget:
-            self._give_back(slot)
+            self._give_back(slot, kept)
 
-    def _give_back(self, slot: int) -> None:
-        tokens, self._touched[slot] = self._touched[slot], 0
-        if not tokens:
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Tokens [0, tokens) of slot `source` become those of slot `target`, in every layer."""
+        self.touch(target, tokens)
+        for tensor in (*self.keys, *self.values):
+            tensor[target, :tokens] = tensor[source, :tokens]
+
+    def finite(self, slot: int, start: int, stop: int) -> bool:
+        """Whether the last layer's keys and values of tokens [start, stop) are.
+
+        Where all was computed here, those of every layer are then: what is not finite stays so up to the last one.
+        """
+        parts = (tensor[slot, start:stop] for tensor in (self.keys[-1], self.values[-1]))
+        return all(bool(torch.isfinite(part).all()) for part in parts)
+
+    def _give_back(self, slot: int, kept: int) -> None:
+        """Forget what lies behind the first `kept` tokens."""
+        tokens, self._touched[slot] = self._touched[slot], min(kept, self._touched[slot])
+        if tokens <= kept:
             return
         for layer in range(len(self.layout.layers)):
-            views = self.layout.rows(memoryview(self.memory), layer, slot, 0, tokens)
+            views = self.layout.rows(memoryview(self.memory), layer, slot, kept, tokens)
             bases = self.layout.offsets[layer]
             for view, base, size in zip(views, bases, self.layout.token_bytes(layer), strict=True):
-                first = base + slot * self.layout.slot_tokens * size
+                first = base + (slot * self.layout.slot_tokens + kept) * size
                 self._clear(first, first + len(view))
 
     def _clear(self, start: int, stop: int) -> None:

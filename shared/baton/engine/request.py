@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from baton.engine.messages import FinishReason, PromptChunk, Role, SamplingParams
+from baton.engine.messages import FinishReason, PromptChunk, Role, SamplingParams, Submit
 from baton.engine.penalties import PenaltyState, needs_history
 
 
@@ -23,7 +23,8 @@ class State(enum.Enum):
 class Request:
     """One request. The scheduler reads and moves it, the runner computes its next tokens.
 
-    Invariants: 0 <= computed <= len(tokens); a slot is held exactly in RESERVED, RUNNING and HELD.
+    Invariants: 0 <= hit <= proven <= computed <= len(tokens), until it fails; a slot is held exactly in RESERVED,
+    RUNNING and HELD.
     """
 
     request_id: str
@@ -39,14 +40,45 @@ class Request:
     state: State = State.WAITING
     slot: int = -1
     blocks: int = 0  # KV blocks counted against the pool's capacity
+    prefix_cache: bool = True  # it may use what others computed, and leave what it computed to others
+    cache_salt: bytes = b""  # of those others: only such with the same salt
+    digests: list[bytes] = field(default_factory=list, repr=False)  # of its first whole blocks, as far as needed so far
     computed: int = 0  # tokens whose KV lies in the slot
-    proven: int = 0  # computed tokens at the last time a token was sampled after them
+    proven: int = 0  # of these, the first ones that are known to be finite
+    hit: int = 0  # of these, those that lay in the slot when it was admitted
     preemptions: int = 0
     compute_ns: int = 0
     queue_ns: int = 0
     since_ns: int = 0  # since when the time is not yet in either sum
     chunks: list[PromptChunk] = field(default_factory=list)  # computed, and not told of yet
     penalties: PenaltyState = field(default_factory=PenaltyState, repr=False)
+
+    @classmethod
+    def of(cls, command: Submit, eos_token_ids: tuple[int, ...], now_ns: int, sequence: int) -> Request:
+        """A request that has just come.
+
+        Args:
+            command: what was asked.
+            eos_token_ids: of the model.
+            now_ns: CLOCK_MONOTONIC.
+            sequence: order of arrival.
+        """
+        sampling = command.sampling
+        return cls(
+            request_id=command.request_id,
+            role=command.role,
+            tokens=list(command.token_ids),
+            num_prompt=command.num_prompt_tokens,
+            sampling=sampling,
+            stop_ids=sampling.stop_token_ids if sampling.ignore_eos else sampling.stop_token_ids + eos_token_ids,
+            priority=command.priority,
+            start_token=command.start_token,
+            arrival_ns=now_ns,
+            sequence=sequence,
+            since_ns=now_ns,
+            prefix_cache=command.prefix_cache,
+            cache_salt=command.cache_salt,
+        )
 
     @classmethod
     def probe(cls, tokens: list[int], role: Role, sampling: SamplingParams) -> Request:

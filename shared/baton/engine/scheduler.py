@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from baton.engine.messages import Role
+from baton.engine.prefix import PrefixIndex
 from baton.engine.request import Request, State
+from baton.engine.slots import Slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,37 +54,42 @@ class Plan:
 
     work: list[Work] = field(default_factory=list)
     admitted: list[Request] = field(default_factory=list)
-    preempted: dict[Request, int] = field(default_factory=dict)  # request -> the slot it lost
+    preempted: list[Request] = field(default_factory=list)
     prefill_tokens: int = 0  # tokens in chunks, of prompts and of recomputed requests
     decode_requests: int = 0  # requests that go on by one token
+    looked_up_tokens: int = 0  # of admitted requests that may share prefixes
+    hit_tokens: int = 0  # of those, found
 
 
 class Scheduler:
-    """Owns the queue, the slots' numbers and the block budget. `free` is the only way anything comes back.
+    """Owns the queue and hands the slots out. `free` is the only way anything comes back.
+
+    What `schedule` and `free` decide about memory waits in `slots` as operations, and is to be carried out after each.
 
     Args:
         limits: what there is to spend.
         num_slots: slots of the pool.
+        prefixes: what slots may keep for later requests; None: nothing.
     """
 
-    def __init__(self, limits: Limits, num_slots: int) -> None:
+    def __init__(self, limits: Limits, num_slots: int, prefixes: PrefixIndex | None = None) -> None:
         self.limits = limits
-        self.num_slots = num_slots
+        self.slots = Slots(num_slots, limits.capacity_blocks, prefixes)
         self.waiting: list[Request] = []
         self.holding: list[Request] = []  # RESERVED, RUNNING and HELD, in order of admission
-        self.used_blocks = 0
-        self._free_slots = list(range(num_slots - 1, -1, -1))  # the lowest number is taken first: slots stay dense
-
-    @property
-    def free_slots(self) -> int:
-        """Slots nobody holds."""
-        return len(self._free_slots)
 
     def has_work(self, now_ns: int) -> bool:
         """Whether a step would compute or admit something."""
         if any(r.state is State.RUNNING for r in self.holding):
             return True
         return bool(self.waiting) and self._fits(min(self.waiting, key=self._urgency(now_ns)))
+
+    @property
+    def waiting_prompt_tokens(self) -> int:
+        """Tokens of prompts, and of requests to be recomputed, that later steps have to compute."""
+        running = sum(r.pending for r in self.holding if r.state is State.RUNNING and r.pending > 1)
+        # Whether a prompt that may come from elsewhere is computed here is not known before it has a slot.
+        return running + sum(r.pending for r in self.waiting if r.role is not Role.RECEIVE or r.preemptions)
 
     def submit(self, request: Request) -> None:
         """Queue a request."""
@@ -111,12 +118,14 @@ class Scheduler:
             self.waiting.remove(request)
         if request.slot >= 0:
             self.holding.remove(request)
-            self._release(request)
+            self.slots.give(request)
         request.state = State.FINISHED
 
     def _chunks(self, plan: Plan, budget: int, now_ns: int) -> int:
         planned = {work.request.sequence for work in plan.work}
-        behind = [r for r in self.holding if r.state is State.RUNNING and r.pending > 1 and r.sequence not in planned]
+        running = (r for r in self.holding if r.state is State.RUNNING and r.sequence not in planned)
+        # One that lacks a single token went first if it was here; a prefix may have left a new one no more than that.
+        behind = [r for r in running if r.pending > 1 or r in plan.admitted]
         for request in sorted(behind, key=self._urgency(now_ns)):
             if not budget:
                 break
@@ -131,10 +140,10 @@ class Scheduler:
             if request in plan.preempted or not self._fits(request):
                 break
             self.waiting.remove(request)
-            request.slot = self._free_slots.pop()
-            request.blocks = self._needed(request)
-            self.used_blocks += request.blocks
-            request.computed = 0
+            self.slots.take(request, self._needed(request))
+            if self.slots.looks_up(request):
+                plan.looked_up_tokens += len(request.tokens)
+                plan.hit_tokens += request.hit
             # A preempted request recomputes here, whoever computed its prompt at first.
             foreign = request.role is Role.RECEIVE and not request.preemptions
             request.state = State.RESERVED if foreign else State.RUNNING
@@ -145,9 +154,8 @@ class Scheduler:
         """Room for one more token, taken from the least urgent if need be. False: the request itself had to go."""
         needed = self._needed(request)
         while needed > request.blocks:
-            if self.used_blocks + needed - request.blocks <= self.limits.capacity_blocks:
-                self.used_blocks += needed - request.blocks
-                request.blocks = needed
+            if self.slots.can_grow(needed - request.blocks):
+                self.slots.grow(request, needed)
                 break
             victim = max(
                 (r for r in self.holding if r.preemptible), key=self._urgency(now_ns)
@@ -159,25 +167,18 @@ class Scheduler:
 
     def _preempt(self, request: Request, plan: Plan) -> None:
         self.holding.remove(request)
-        plan.preempted[request] = request.slot
-        self._release(request)
+        plan.preempted.append(request)
+        self.slots.give(request)
         request.state = State.WAITING
         request.preemptions += 1
         self.waiting.append(request)
-
-    def _release(self, request: Request) -> None:
-        self._free_slots.append(request.slot)
-        self._free_slots.sort(reverse=True)
-        self.used_blocks -= request.blocks
-        request.slot, request.blocks, request.computed = -1, 0, 0
 
     def _needed(self, request: Request) -> int:
         """Blocks for all its tokens and the next one."""
         return self.limits.blocks(len(request.tokens) + 1)
 
     def _fits(self, request: Request) -> bool:
-        room = self.limits.capacity_blocks - self.used_blocks
-        return bool(self._free_slots) and self._needed(request) <= room
+        return self.slots.fits(self._needed(request))
 
     def _urgency(self, now_ns: int) -> Callable[[Request], tuple[int, int]]:
         """Sort key, most urgent first: priority, raised while it waits, then order of arrival."""
