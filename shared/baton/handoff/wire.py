@@ -1,13 +1,17 @@
-"""What a KV chunk is on the wire: layer table, layout, checksum. See protos/baton/internal/v1/kv.proto."""
+"""What moves in a handoff and how it is checked: layer table, chunks, ranges. See protos/baton/internal/v1/kv.proto."""
 
 from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import xxhash
 
 from baton.engine.layout import KvDtype, ModelSpec, PoolLayout
 from baton.internal.v1 import kv_pb2
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 
 
 class HandoffCorrupt(Exception):
@@ -15,12 +19,13 @@ class HandoffCorrupt(Exception):
 
 
 CHUNK_BYTES = 512 * 1024
-"""Most KV bytes in one message: gRPC over loopback is fastest between 256 KiB and 1 MiB."""
+"""Most KV bytes in one message, uncoded. docs/handoff.md has the measurement."""
 
 _DTYPES = {
     KvDtype.FLOAT32: kv_pb2.KV_DTYPE_FLOAT32,
     KvDtype.BFLOAT16: kv_pb2.KV_DTYPE_BFLOAT16,
 }
+_PLACE = struct.Struct("<5Q")
 
 
 def layer_table(spec: ModelSpec) -> kv_pb2.LayerTable:
@@ -35,19 +40,63 @@ def layer_table(spec: ModelSpec) -> kv_pb2.LayerTable:
                 key_dim=layer.key_dim,
                 value_dim=layer.value_dim,
                 window=layer.window,
+                chunk=layer.chunk,
             )
             for layer in spec.layers
         ],
     )
 
 
-def chunk_checksum(layer: int, start: int, data: bytes) -> int:
+def first_moved(layout: PoolLayout, layer: int, start_token: int, tokens: int) -> int:
+    """The first token of a layer that moves, of a prompt of `tokens` of which the receiver has [0, start_token).
+
+    The token after the prompt is the first that the receiver computes, so nothing before its window is ever read there.
+    """
+    return min(tokens, max(start_token, layout.layers[layer].first_seen(tokens)))
+
+
+def moved_bytes(layout: PoolLayout, start_token: int, tokens: int) -> int:
+    """KV bytes that move, uncoded, of a prompt of `tokens` of which the receiver has [0, start_token)."""
+    return sum(
+        sum(layout.token_bytes(layer)) * (tokens - first_moved(layout, layer, start_token, tokens))
+        for layer in range(len(layout.layers))
+    )
+
+
+@dataclass(slots=True)
+class Chunk:
+    """A KvChunk whose data stays where it is: in the pool, or in the message it came in.
+
+    Attributes:
+        header: everything but the data.
+        parts: the data, in pieces that follow one another.
+    """
+
+    header: kv_pb2.KvChunk
+    parts: Sequence[bytes | memoryview]
+
+    @property
+    def size(self) -> int:
+        """Bytes of data."""
+        return sum(len(part) for part in self.parts)
+
+
+def chunk_checksum(layer: int, start: int, parts: Sequence[bytes | memoryview]) -> int:
     """xxh3_64 of the data, seeded with its place: a chunk that lands elsewhere fails as well."""
-    return xxhash.xxh3_64_intdigest(data, seed=(layer << 32) ^ start)
+    state = xxhash.xxh3_64(seed=(layer << 32) ^ start)
+    for part in parts:
+        state.update(part)
+    return state.intdigest()
+
+
+def range_checksum(item: kv_pb2.KvRange) -> int:
+    """xxh3_64 of what a range says."""
+    place = _PLACE.pack(item.layer, item.start, item.tokens, item.key_offset, item.value_offset)
+    return xxhash.xxh3_64_intdigest(place)
 
 
 class StreamDigest:
-    """Running digest over the checksums of all chunks of a handoff, in order."""
+    """Running digest over the checksums of all chunks and ranges of a handoff, in order."""
 
     __slots__ = ("_state", "bytes", "chunks")
 
@@ -56,31 +105,22 @@ class StreamDigest:
         self.chunks = 0
         self.bytes = 0
 
-    def add(self, chunk: kv_pb2.KvChunk) -> None:
-        """Count one chunk."""
-        self._state.update(chunk.checksum.to_bytes(8, "little"))
+    def add(self, checksum: int, size: int) -> None:
+        """Count one chunk or range of `size` bytes."""
+        self._state.update(checksum.to_bytes(8, "little"))
         self.chunks += 1
-        self.bytes += len(chunk.data)
+        self.bytes += size
 
     def value(self) -> int:
         """The digest so far."""
         return self._state.intdigest()
 
 
-def read_chunk(layout: PoolLayout, memory: memoryview, slot: int, layer: int, start: int, stop: int) -> kv_pb2.KvChunk:
-    """Copy tokens [start, stop) of one layer and slot out of a pool, raw."""
-    keys, values = layout.rows(memory, layer, slot, start, stop)
-    data = b"".join((keys, values))
-    return kv_pb2.KvChunk(
-        layer=layer,
-        start=start,
-        tokens=stop - start,
-        codec=kv_pb2.KV_CODEC_RAW,
-        data=data,
-        checksum=chunk_checksum(layer, start, data),
-    )
-
-
 def chunk_tokens(layout: PoolLayout, layer: int) -> int:
     """How many tokens of a layer fit one message, at least 1."""
     return max(1, CHUNK_BYTES // sum(layout.token_bytes(layer)))
+
+
+def largest_chunk(layout: PoolLayout) -> int:
+    """Bytes of the largest chunk there can be: the least credit that lets every chunk go."""
+    return max(sum(layout.token_bytes(i)) * chunk_tokens(layout, i) for i in range(len(layout.layers)))
