@@ -5,18 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
 
 import grpc
 from prometheus_client import Counter, Histogram
 
 from baton.engine.client import EngineClient
+from baton.handoff import transport
+from baton.handoff.cost import Handoff
+from baton.handoff.encoding import Message, deserialize
 from baton.handoff.receiver import KvReceiver
-from baton.handoff.wire import WIRE_VERSION, HandoffCorrupt, layer_table
-from baton.internal.v1 import decode_pb2, kv_pb2, prefill_pb2, prefill_pb2_grpc
+from baton.handoff.reception import NoTransport, Reception
+from baton.handoff.sources import Sources
+from baton.handoff.transport import Transport
+from baton.handoff.wire import WIRE_VERSION, Chunk, HandoffCorrupt, largest_chunk, layer_table
+from baton.internal.v1 import decode_pb2, prefill_pb2
 from baton.rpc.channel import ChannelPool, read_status
+from baton.rpc.errors import FailedPrecondition
 from baton.telemetry import tracing
-from baton_decode.handoff import Handoff
+from baton.v1 import inference_pb2
+from baton_decode.links import KvCodecChoice, Links
 
 log = logging.getLogger(__name__)
 
@@ -25,14 +34,18 @@ HANDOFF_SECONDS = Histogram(
     "baton_handoff_seconds",
     "Time KV moved: hidden behind the prompt's computation, or exposed after the first token",
     ["transport", "part"],
-    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+    buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
 )
 HANDOFFS = Counter("baton_handoffs_total", "Handoffs by outcome", ["outcome"])
-HANDOFF_BYTES.labels("grpc")
-for _part in ("hidden", "exposed"):
-    HANDOFF_SECONDS.labels("grpc", _part)
-for _outcome in ("ok", "not_needed", "silent", "corrupt", "unavailable", "deadline_exceeded", "resource_exhausted"):
-    HANDOFFS.labels(_outcome)  # a zero is a figure, no data is a question
+# A zero is a figure, no data is a question.
+for _transport in transport.FASTEST_FIRST:
+    HANDOFF_BYTES.labels(transport.name(_transport))
+    for _part in ("hidden", "exposed"):
+        HANDOFF_SECONDS.labels(transport.name(_transport), _part)
+for _outcome in (
+    "ok", "not_needed", "silent", "corrupt", "no_transport", "unavailable", "deadline_exceeded", "resource_exhausted"
+):  # fmt: skip
+    HANDOFFS.labels(_outcome)
 
 
 class PrefillLost(Exception):
@@ -45,16 +58,32 @@ class PrefillClient:
     Args:
         channels: to the prefill services.
         engine: whose pool receives.
-        credit_bytes: KV bytes allowed in flight per request.
+        sources: the pools that can be read from here.
+        transports: allowed, the most wanted first.
+        codec: of KV that comes in the call.
+        credit_bytes: KV bytes allowed in flight per request, at most.
         silence: seconds without any message after which the call is given up.
     """
 
-    def __init__(self, channels: ChannelPool, engine: EngineClient, credit_bytes: int, silence: float) -> None:
+    def __init__(
+        self,
+        channels: ChannelPool,
+        engine: EngineClient,
+        sources: Sources,
+        transports: tuple[Transport, ...],
+        codec: KvCodecChoice,
+        credit_bytes: int,
+        silence: float,
+    ) -> None:
         self._channels = channels
         self._engine = engine
+        self._sources = sources
+        self._transports = transports
+        self._codec = codec
         self._credit_bytes = credit_bytes
         self._silence = silence
         self._table = layer_table(engine.spec)
+        self._links = Links()
 
     async def fetch(
         self,
@@ -62,18 +91,32 @@ class PrefillClient:
         request: decode_pb2.GenerateRequest,
         token_ids: Sequence[int],
         slot: int,
+        start_token: int,
         timeout: float | None,
         handoff: Handoff,
     ) -> AsyncGenerator[prefill_pb2.PrefillProgress | prefill_pb2.FirstToken | prefill_pb2.Done, None]:
-        """Have `token_ids` computed at `target`, and their KV written into `slot`; what it cost goes into `handoff`.
+        """Have `token_ids` computed at `target`, and their KV brought into `slot`; what it cost goes into `handoff`.
+
+        Args:
+            target: gRPC name of the prefill service.
+            request: of the router.
+            token_ids: the prompt, and tokens delivered already.
+            slot: reserved.
+            start_token: the KV of tokens [0, start_token) is in the slot already, and stays as it is.
+            timeout: seconds.
+            handoff: filled in.
 
         Yields:
             Accounts of the time so far, the first token as soon as it is known, and when every byte is here and
             verified, Done. A first token that ends the answer is the last: its KV is not needed.
 
         Raises:
-            PrefillLost: the slot's content is worthless; whoever owns the slot goes on some other way.
+            PrefillLost: what is in the slot behind `start_token` is worthless; whoever owns it goes on some other way.
+            FailedPrecondition: no transport that both sides allow works between them.
         """
+        codecs = self._links.codecs(self._codec, target)
+        transports = self._links.transports(self._transports, target, time.monotonic())
+        credit_bytes = max(self._links.credit(target, self._credit_bytes), largest_chunk(self._engine.layout))
         start = prefill_pb2.Start(
             request_id=request.request_id,
             wire_version=WIRE_VERSION,
@@ -81,22 +124,22 @@ class PrefillClient:
             layer_table=self._table,
             token_ids=token_ids,
             prompt_tokens=len(request.token_ids),
-            start_token=0,
+            start_token=start_token,
             sampling=request.sampling,
-            credit_bytes=self._credit_bytes,
-            codecs=[kv_pb2.KV_CODEC_RAW],
+            credit_bytes=credit_bytes,
+            codecs=codecs,
             priority=request.priority,
+            cache_salt=request.cache_salt,
+            bypass_prefix_cache=request.bypass_prefix_cache,
+            transports=transports,
         )
-        receiver = KvReceiver(self._engine.layout, self._engine.memory, slot, 0, len(token_ids), self._credit_bytes)
-        # At most one entry per chunk in flight, and those are bounded by the credit.
-        credits: asyncio.Queue[int | None] = asyncio.Queue()
-        if receiver.all_granted:
-            credits.put_nowait(None)
+        layout, memory = self._engine.layout, self._engine.memory
+        receiver = KvReceiver(layout, memory, slot, start_token, len(token_ids), credit_bytes, codecs)
+        reception = Reception(receiver, self._sources, transports, handoff)
         needed = True
         async with self._channels.channel(target) as channel:
-            prefill = prefill_pb2_grpc.PrefillStub(channel).Prefill
             call = tracing.call(
-                "baton.internal.v1.Prefill/Prefill", prefill, _requests(start, credits), timeout, target
+                "baton.internal.v1.Prefill/Prefill", _prefill(channel), reception.requests(start), timeout, target
             )
             messages = aiter(call)
             try:
@@ -105,15 +148,14 @@ class PrefillClient:
                         message = await anext(messages, None)
                     if message is None:
                         raise PrefillLost(f"{target} ended the call early")
+                    if isinstance(message, Chunk):
+                        reception.chunk(message)
+                        continue
                     match message.WhichOneof("message"):
                         case "accepted":
-                            handoff.accepted_ns = time.monotonic_ns()
-                        case "chunk":
-                            handoff.chunk(message.chunk.since_accepted_ns, time.monotonic_ns())
-                            if granted := receiver.accept(message.chunk):
-                                credits.put_nowait(granted)
-                                if receiver.all_granted:
-                                    credits.put_nowait(None)
+                            await reception.accepted(message.accepted)
+                        case "ranges" if needed:
+                            await reception.ranges(message.ranges)
                         case "progress":
                             handoff.progress = message.progress.timing
                             yield message.progress
@@ -122,7 +164,7 @@ class PrefillClient:
                             yield message.first_token
                             if message.first_token.finish_reason:
                                 needed = False
-                                credits.put_nowait(None)
+                                reception.close()
                         case "done" if not needed:
                             HANDOFFS.labels("not_needed").inc()
                             await read_status(messages)
@@ -130,9 +172,7 @@ class PrefillClient:
                         case "done":
                             receiver.verify(message.done)
                             handoff.done_ns = time.monotonic_ns()
-                            HANDOFF_SECONDS.labels("grpc", "hidden").observe(handoff.hidden_ns / 1e9)
-                            HANDOFF_SECONDS.labels("grpc", "exposed").observe(handoff.exposed_ns / 1e9)
-                            HANDOFFS.labels("ok").inc()
+                            self._account(target, handoff, receiver.received_bytes)
                             yield message.done
                             await read_status(messages)
                             return
@@ -145,21 +185,34 @@ class PrefillClient:
             except HandoffCorrupt as error:
                 HANDOFFS.labels("corrupt").inc()
                 raise PrefillLost(f"{target}: {error}") from error
+            except NoTransport as error:
+                HANDOFFS.labels("no_transport").inc()
+                if handoff.transport != inference_pb2.TRANSPORT_UNSPECIFIED:
+                    raise PrefillLost(f"{target}: {error}") from error  # it worked until now
+                raise FailedPrecondition(f"between this worker and {target} {error}") from error
             finally:
                 call.cancel()
-                credits.put_nowait(None)  # cancelling a call that is over does not end the task that reads our requests
+                reception.close()  # cancelling a call that is over does not end the task that reads our requests
+                for failed in reception.failed:
+                    self._links.failed(target, failed, time.monotonic())
                 handoff.bytes = receiver.received_bytes
-                HANDOFF_BYTES.labels("grpc").inc(receiver.received_bytes)
+                if handoff.bytes:
+                    HANDOFF_BYTES.labels(transport.name(handoff.transport)).inc(handoff.bytes)
+
+    def _account(self, target: str, handoff: Handoff, size: int) -> None:
+        """A handoff ended well."""
+        if handoff.transport == inference_pb2.TRANSPORT_GRPC:
+            self._links.moved(target, size, handoff.moved_ns)
+        name = transport.name(handoff.transport)
+        HANDOFF_SECONDS.labels(name, "hidden").observe(handoff.hidden_ns / 1e9)
+        HANDOFF_SECONDS.labels(name, "exposed").observe(handoff.exposed_ns / 1e9)
+        HANDOFFS.labels("ok").inc()
 
 
-async def _requests(
-    start: prefill_pb2.Start, credits: asyncio.Queue[int | None]
-) -> AsyncIterator[prefill_pb2.PrefillRequest]:
-    """Start, then credits until None, which closes our side.
-
-    The prefill service ends a call only after that: a credit written into a call that has just ended would fail, and
-    gRPC would then keep the call for ever if nobody reads it to its end.
-    """
-    yield prefill_pb2.PrefillRequest(start=start)
-    while (size := await credits.get()) is not None:
-        yield prefill_pb2.PrefillRequest(credit=prefill_pb2.Credit(bytes=size))
+def _prefill(channel: grpc.aio.Channel) -> Callable[..., grpc.aio.StreamStreamCall[Any, Message]]:
+    """The generated stub's method, but KV comes in without being copied twice more."""
+    return channel.stream_stream(
+        "/baton.internal.v1.Prefill/Prefill",
+        request_serializer=prefill_pb2.PrefillRequest.SerializeToString,
+        response_deserializer=deserialize,
+    )

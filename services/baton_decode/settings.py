@@ -4,6 +4,10 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from baton.worker.settings import WorkerSettings
+from baton_decode.links import KvCodecChoice
+from baton_decode.placement import Policy, PrefillPlacement
+
+_LOCAL_TOKENS = 64
 
 
 class DecodeSettings(WorkerSettings):
@@ -11,15 +15,51 @@ class DecodeSettings(WorkerSettings):
 
     model_config = SettingsConfigDict(cli_prog_name="python -m baton_decode")
 
-    local_prefill_tokens: int = Field(
-        64, ge=0, description="prompts up to this many tokens are computed here; longer ones by a prefill service"
+    prefill_placement: PrefillPlacement | None = Field(
+        None,
+        description="where prompts are computed: auto, where that costs least; local, here; remote, by a prefill "
+        "service while there is one; threshold, here up to local_prefill_tokens. Default: auto, or threshold if "
+        "local_prefill_tokens is given",
+    )
+    local_prefill_tokens: int | None = Field(
+        None, ge=0, description="most tokens, without those cached, that threshold computes here; 64 if not given"
+    )
+    placement_harm_weight: float = Field(
+        1.0, ge=0, description="auto: a second that a running stream waits counts as so many of the request's own"
+    )
+    placement_slack: float = Field(
+        0.05, ge=0, description="auto: a first token may come this share later than it could, to spare running streams"
     )
     handoff_credit_bytes: int = Field(
-        1024 * 1024,
+        8 * 1024 * 1024,
         ge=1024 * 1024,
-        # The first token, and the keepalive that must be answered within a second, wait behind what is in flight.
-        description="KV bytes a prefill service may have in flight to one request; more only pays on long, fast links",
+        description="most KV bytes in flight to one request over gRPC; a slow link gets less",
+    )
+    kv_codec: KvCodecChoice = Field(
+        KvCodecChoice.RAW,
+        description="KV that comes over gRPC: raw, bit for bit; int8, half the bytes and not exact; "
+        "auto, int8 where the measured link is so slow that it pays",
+    )
+    messages_per_second: int = Field(
+        0,
+        ge=0,
+        description="messages with tokens, of all streams together, above which the tokens of a stream share messages; "
+        "0: 125 for each core the service may use",
     )
     prefill_silence_seconds: float = Field(
         30.0, gt=0, description="a prefill call that says nothing for this long is given up"
     )
+
+    def placement(self) -> PrefillPlacement:
+        """Who decides where prompts are computed."""
+        if self.prefill_placement is not None:
+            return self.prefill_placement
+        return PrefillPlacement.AUTO if self.local_prefill_tokens is None else PrefillPlacement.THRESHOLD
+
+    def threshold(self) -> int:
+        """Most missing tokens that are computed here, where their number decides."""
+        return _LOCAL_TOKENS if self.local_prefill_tokens is None else self.local_prefill_tokens
+
+    def policy(self) -> Policy:
+        """How auto weighs."""
+        return Policy(self.placement_harm_weight, self.placement_slack)

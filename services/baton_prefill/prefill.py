@@ -2,11 +2,12 @@
 
 1. `Start` arrives: version, model and layer table are compared before anything is computed.
 2. The prompt joins the engine's queue; `PrefillAccepted` goes out.
-3. The engine computes it in chunks. After each layer of each chunk it says which tokens are ready, and the sender
-   streams them while the next layer computes, as far as the caller's credit reaches.
+3. The engine looks up what of it is in its prefix cache, and computes the rest in chunks. What is there can be sent at
+   once. After each layer of each chunk it says which tokens are ready. While the next layer computes, the sender
+   streams them, as far as the caller's credit reaches, or says where they lie: as the caller chose.
 4. The first token is sampled and overtakes all KV still queued.
-5. When the last chunk is out and the caller, all its credit granted, has closed its side, `Done` follows and the call
-   ends. Whatever way it ends, leaving the `async with` frees the prompt's KV: here and nowhere else.
+5. When all is out and the caller, who has all KV or has granted credit for it, has closed its side, `Done` follows and
+   the call ends. Whatever way it ends, leaving the `async with` frees the prompt's KV: here and nowhere else.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import grpc
 
 from baton.engine.client import EngineClient, EngineDied, RequestHandle
 from baton.engine.messages import Failed, KvReady, Output, Progress, Role, Submit
-from baton.handoff.sender import KvSender
-from baton.handoff.wire import WIRE_VERSION, chunk_tokens, layer_table
+from baton.handoff import transport
+from baton.handoff.encoding import Message, serialize
+from baton.handoff.sender import CallerLeft, KvSender
+from baton.handoff.wire import WIRE_VERSION, largest_chunk, layer_table
 from baton.internal.v1 import kv_pb2, prefill_pb2, prefill_pb2_grpc
 from baton.rpc.errors import (
     FailedPrecondition,
@@ -35,27 +38,41 @@ from baton.rpc.service import Runtime
 from baton.rpc.start import receive_start
 from baton.telemetry import tracing
 from baton.telemetry.ledger import Timeline
-from baton.v1 import ledger_pb2
+from baton.v1 import inference_pb2, ledger_pb2
 from baton.worker.calls import Calls
 from baton.worker.engine import QUEUE_SECONDS, engine_error
 from baton.worker.engine_time import TELL_SECONDS, EngineTime, trace_chunks
 from baton.worker.sampling import FINISH_REASONS, engine_sampling
+from baton_prefill.lending import Offers
+
+_CODECS = (kv_pb2.KV_CODEC_RAW, kv_pb2.KV_CODEC_INT8)
 
 
 class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
     """Computes prompts and streams their KV."""
 
-    def __init__(self, engine: EngineClient, calls: Calls, runtime: Runtime) -> None:
+    def __init__(self, engine: EngineClient, offers: Offers, calls: Calls, runtime: Runtime) -> None:
         self._engine = engine
+        self._offers = offers
         self._calls = calls
         self._runtime = runtime
         self._table = layer_table(engine.spec)
 
-    async def Prefill(
+    def register(self, server: grpc.aio.Server) -> None:
+        """As the generated `add_PrefillServicer_to_server`, but KV goes out without being copied twice more."""
+        handler = grpc.stream_stream_rpc_method_handler(
+            self.Prefill,
+            request_deserializer=prefill_pb2.PrefillRequest.FromString,
+            response_serializer=serialize,
+        )
+        name = prefill_pb2.DESCRIPTOR.services_by_name["Prefill"].full_name
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"Prefill": handler}),))
+
+    async def Prefill(  # type: ignore[override]  # chunks are serialized here
         self,
         request_iterator: AsyncIterator[prefill_pb2.PrefillRequest],
         context: grpc.aio.ServicerContext[Any, Any],
-    ) -> AsyncIterator[prefill_pb2.PrefillResponse]:
+    ) -> AsyncIterator[Message]:
         """Serve one prompt."""
         timeline = Timeline(ledger_pb2.HOP_PREFILL)
         start = (await receive_start(request_iterator)).start
@@ -69,24 +86,43 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
             sampling=engine_sampling(start.sampling),
             start_token=start.start_token,
             priority=start.priority,
+            prefix_cache=not start.bypass_prefix_cache,
+            cache_salt=start.cache_salt,
         )
         with self._calls.track(start.request_id):
             async with self._engine.request(submit) as handle:
-                sender = KvSender(self._engine.layout, self._engine.memory, start.credit_bytes)
-                sender.control(prefill_pb2.PrefillResponse(accepted=prefill_pb2.PrefillAccepted()))
-                taking_credits = asyncio.create_task(_take_credits(request_iterator, sender))
-                feeding = [asyncio.create_task(_feed(handle, sender, timeline)), taking_credits]
+                codec = next(codec for codec in start.codecs if codec in _CODECS)
+                sender = KvSender(
+                    self._engine.layout, self._engine.memory, len(start.token_ids), start.credit_bytes, codec
+                )
+                accepted = self._offers.to(start.transports)
+                sender.control(prefill_pb2.PrefillResponse(accepted=accepted))
+                if not transport.needs_choice(accepted.transports):
+                    sender.choose(inference_pb2.TRANSPORT_GRPC)
+                feeding = [
+                    asyncio.create_task(_feed(handle, sender, timeline)),
+                    asyncio.create_task(_listen(request_iterator, sender, accepted)),
+                ]
                 for task in feeding:
                     task.add_done_callback(sender.fail_with)  # or an unexpected error would leave the caller waiting
                 try:
-                    with tracing.phase("kv send", {"baton.transport": "grpc"}) as span:
+                    with tracing.phase("kv send") as span:
                         try:
                             async for message in sender.messages():
                                 yield message
                         finally:
                             sent = sender.digest
-                            span.set({"baton.handoff.bytes": sent.bytes, "baton.handoff.chunks": sent.chunks})
-                    await taking_credits
+                            span.set(
+                                {
+                                    "baton.transport": transport.name(sender.transport),
+                                    "baton.handoff.bytes": sent.bytes,
+                                    "baton.handoff.chunks": sent.chunks,
+                                }
+                            )
+                except CallerLeft:
+                    raise InvalidArgument(
+                        "choice", "no transport or too little credit when the caller closed"
+                    ) from None
                 finally:
                     # Both are gone before the slot is freed: nobody reads it any more.
                     for task in feeding:
@@ -110,14 +146,12 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
         if start.layer_table != self._table:
             raise FingerprintMismatch("the caller's layer table is not this worker's")
         if kv_pb2.KV_CODEC_RAW not in start.codecs:
-            raise FailedPrecondition("the caller takes none of this worker's codecs: KV_CODEC_RAW")
+            raise FailedPrecondition("the caller does not take KV_CODEC_RAW")
         if not start.token_ids:
             raise InvalidArgument("token_ids", "must not be empty")
         if start.start_token >= len(start.token_ids):
             raise InvalidArgument("start_token", f"must be below the number of tokens, {len(start.token_ids)}")
-        layout = self._engine.layout
-        largest = max(sum(layout.token_bytes(i)) * chunk_tokens(layout, i) for i in range(len(layout.layers)))
-        if start.credit_bytes < largest:
+        if start.credit_bytes < (largest := largest_chunk(self._engine.layout)):
             raise InvalidArgument("credit_bytes", f"must hold one chunk, {largest} bytes")
 
 
@@ -147,7 +181,9 @@ async def _feed(handle: RequestHandle, sender: KvSender, timeline: Timeline) -> 
                     token_id=event.token_ids[0],
                     timing=timeline.timing(),
                     since_accepted_ns=sender.since_began_ns(),
+                    cached_tokens=event.cached_tokens,
                 )
+                tracing.set_call_attributes({"baton.prefix_cache.hit_tokens": event.cached_tokens})
                 if event.finish_reason is not None:
                     # The answer is one token long: nobody will read the KV.
                     first.finish_reason = FINISH_REASONS[event.finish_reason]
@@ -167,10 +203,22 @@ async def _feed(handle: RequestHandle, sender: KvSender, timeline: Timeline) -> 
         sender.fail(WorkerLost(str(error)))
 
 
-async def _take_credits(requests: AsyncIterator[prefill_pb2.PrefillRequest], sender: KvSender) -> None:
-    """Pass credits on until the caller closes its side. A lost caller cancels the call itself."""
+async def _listen(
+    requests: AsyncIterator[prefill_pb2.PrefillRequest], sender: KvSender, accepted: prefill_pb2.PrefillAccepted
+) -> None:
+    """Pass choices and credits on until the caller closes its side. A lost caller cancels the call itself."""
     async for request in requests:
-        if request.WhichOneof("message") != "credit":
-            sender.fail(InvalidArgument("start", "came twice"))
-            return
-        sender.credit(request.credit.bytes)
+        match request.WhichOneof("message"):
+            case "credit":
+                sender.credit(request.credit.bytes)
+            case "choice" if request.choice.transport in accepted.transports and transport.needs_choice(
+                accepted.transports
+            ):
+                sender.choose(request.choice.transport)
+            case "choice":
+                sender.fail(InvalidArgument("choice", "was not offered"))
+                return
+            case _:
+                sender.fail(InvalidArgument("start", "came twice"))
+                return
+    sender.close()

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from baton.internal.v1 import response_cache_pb2
 from baton.rpc.errors import BatonError, DeadlineExceeded, NotFound
 from baton.v1 import inference_pb2, ledger_pb2
-from baton_router.flight import CachedChunk, Ending, Flight
+from baton_router.chunks import CachedChunk
+from baton_router.flight import Ending, Flight
 from baton_router.generation import Generation, Tier
 from baton_router.join import CacheLost, Join
 from baton_router.metrics import CACHE_FAILURES

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from baton.rpc.errors import InvalidArgument, Unavailable
 from baton.text.model import TextModel
 from baton.v1 import inference_pb2
-from baton_router.placement import prevailing_fingerprint
+from baton_router.placement import answers_of, prevailing_fingerprint
 from baton_router.prompt import tokenize
 from baton_router.sampling import default_sampling
 from baton_router.settings import RouterSettings
@@ -26,6 +26,8 @@ class Serving:
     """
 
     fingerprint: str
+    answers: str
+    """What its answers depend on: the fingerprint, and how the workers have quantized the model."""
     dtype: str
     eos_token_ids: tuple[int, ...]
     limits: Limits
@@ -56,6 +58,7 @@ class Catalogue:
         context, vocab_size = self._model.max_context, self._model.vocab_size
         return Serving(
             fingerprint=fingerprint if worker else "",
+            answers=answers_of(fingerprint, (*self._view.decode(), *self._view.prefill())) if worker else "",
             dtype=worker.dtype if worker else "",
             eos_token_ids=tuple(worker.eos_token_ids) if worker else self._model.eos_token_ids,
             limits=Limits(

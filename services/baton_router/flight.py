@@ -2,7 +2,8 @@
 
 A flight has one source, which writes the answer, and any number of readers. It lives as long as somebody wants it:
 when the last reader leaves, and no other router follows, its source is cancelled, and with it everything below. Every
-request reads from a flight; one that must not share has one of its own.
+request reads from a flight; one that must not share has one of its own. What waits for a reader when it gets to read is
+given to it in one piece: a reader that keeps up gets every chunk by itself, at once.
 """
 
 from __future__ import annotations
@@ -12,14 +13,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
-from baton.internal.v1 import response_cache_pb2
 from baton.rpc.errors import BatonError, DeadlineExceeded, SlowReader, Unavailable
 from baton.rpc.stream_log import StreamLog
 from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
 from baton_router.account import Account
+from baton_router.chunks import CachedChunk, joined, message_from, weight
 from baton_router.metrics import FLIGHTS
-
-CachedChunk = response_cache_pb2.CachedChunk
 
 
 @dataclass(slots=True)
@@ -55,6 +54,8 @@ class Reader:
     account: Account
     deadline: float
     limit: int | None
+    joins: bool = True
+    """It gets what waits for it in one piece; otherwise chunk by chunk, as it was generated."""
     position: int = 0
     """Chunks it has read."""
     boarded_at: int = 0
@@ -127,9 +128,8 @@ class Flight:
         """The next chunk, from the source as it is generated. A reader that is too far behind may not read on."""
         self.log.extend([chunk])
         self.tokens += len(chunk.token_ids)
-        weight = _weight(chunk)
         for reader in list(self._readers):
-            self._wait_for(reader, weight)
+            self._wait_for(reader, weight(chunk))
 
     def catch_up(self, chunks: Sequence[CachedChunk]) -> None:
         """The next chunks, which were generated elsewhere and come at once, perhaps long after they were. A reader that
@@ -140,12 +140,12 @@ class Flight:
         if chunks:  # what is generated here later goes on in the time of who began
             self._began = min(self._began, self._loop.time() - chunks[-1].since_start_us / 1e6)
         self.tokens += sum(len(chunk.token_ids) for chunk in chunks)
-        weight = sum(_weight(chunk) for chunk in chunks)
+        tokens = sum(weight(chunk) for chunk in chunks)
         for reader in list(self._readers):
             if reader.position >= before:
                 reader.boarded_at = len(self.log.items)
             else:
-                self._wait_for(reader, weight)
+                self._wait_for(reader, tokens)
 
     def replay(self, chunks: Iterable[CachedChunk]) -> None:
         """A whole stored answer. It is in memory in any case, so no reader is late for it."""
@@ -181,11 +181,11 @@ class Flight:
         log = self.log
         while True:
             while reader.error is None and reader.position < len(log.items):
-                chunk = log.items[reader.position]
-                if reader.position >= reader.boarded_at:
-                    reader.unread_tokens -= _weight(chunk)
-                reader.position += 1
-                yield chunk
+                chunks = message_from(log.items, reader.position) if reader.joins else [log.items[reader.position]]
+                came_since = chunks[max(0, reader.boarded_at - reader.position) :]
+                reader.unread_tokens -= sum(weight(chunk) for chunk in came_since)
+                reader.position += len(chunks)
+                yield joined(chunks)
             if (error := reader.error or log.error) is not None:
                 raise error.with_traceback(None)  # many raise it: each would add its own to one ever longer
             if log.ended:
@@ -200,9 +200,9 @@ class Flight:
         finally:
             self._end(Unavailable("this router is stopping"))  # if it did not end before
 
-    def _wait_for(self, reader: Reader, weight: int) -> None:
+    def _wait_for(self, reader: Reader, tokens: int) -> None:
         """So many tokens more wait for it."""
-        reader.unread_tokens += weight
+        reader.unread_tokens += tokens
         if reader.limit is not None and reader.unread_tokens > reader.limit:
             self._refuse(reader, SlowReader(f"the client does not read: {reader.unread_tokens} tokens wait for it"))
 
@@ -274,8 +274,3 @@ class Flights:
 
         flight.launch(source, self._group, over)
         return flight
-
-
-def _weight(chunk: CachedChunk) -> int:
-    """Tokens, counting a chunk without any as one: it takes room too."""
-    return max(1, len(chunk.token_ids))

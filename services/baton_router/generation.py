@@ -23,6 +23,7 @@ from baton_router.ending import ending
 from baton_router.loss import AttemptLost, Loss, meaning, no_worker_left
 from baton_router.metrics import MIGRATIONS
 from baton_router.placement import order_prefill, pick_decode
+from baton_router.response_cache import prefix_salt
 from baton_router.validate import ResolvedRequest
 from baton_router.workers import Worker, WorkerView
 
@@ -155,6 +156,8 @@ class Generation:
             delivered_token_ids=self._delivered,
             sampling=self._request.sampling,
             priority=self._request.priority,
+            cache_salt=prefix_salt(self._request),
+            bypass_prefix_cache=not self._request.prefix_cache,
         )
 
     def _timeout(self) -> float:
@@ -248,11 +251,11 @@ class Attempt:
                     self._account.enter(ledger_pb2.KIND_OVERHEAD)
         raise AttemptLost(Loss.BROKEN, "the stream ended early")
 
-    def _prefill_candidates(self, fingerprint: str, stack: ExitStack) -> list[str]:
+    def _prefill_candidates(self, fingerprint: str, stack: ExitStack) -> list[decode_pb2.PrefillCandidate]:
         """Prefill workers to try; the first counts as busy with this until there is a token."""
         view = self._tier.view
         ordered = order_prefill(view.prefill(), fingerprint, self._tier.rng)
-        first = view.worker("prefill", ordered[0]) if ordered else None
-        if first is not None:
-            stack.enter_context(first.holding())
-        return [candidate.target for candidate in ordered]
+        workers = [worker for candidate in ordered if (worker := view.worker("prefill", candidate)) is not None]
+        if workers:
+            stack.enter_context(workers[0].holding())
+        return [worker.prefill_candidate() for worker in workers]

@@ -152,7 +152,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
             resolved = await self._understand(request, serving, account)
             record.resolved(resolved, self._model.name)
             flight, mine = self._board(record, resolved, serving)
-            reader = Reader(account, deadline, self._settings.max_unsent_tokens if buffer else None)
+            limit = self._settings.max_unsent_tokens if buffer else None
+            reader = Reader(account, deadline, limit, joins=not resolved.original_pace)
             index = len(resolved.delivered)
             async with flight.reading(reader) as chunks:
                 # Only now: writing these takes half a millisecond, in which the flight is on its way already.
@@ -190,7 +191,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
 
     def _board(self, record: Record, resolved: ResolvedRequest, serving: Serving) -> tuple[Flight, bool]:
         """The flight that brings the answer, and whether it was started for this request."""
-        key = cache_key(resolved, serving.fingerprint, self._model.text_digest)
+        key = cache_key(resolved, serving.answers, self._model.text_digest)
         start = response_cache_pb2.JoinStart(key=key, question=resolved.question)
         shared = digest(start) if self._means.cache.enabled and may_share(resolved) else None
         flight = self._flights.boardable(shared) if shared is not None else None
@@ -240,6 +241,8 @@ def _conclude(ending: Ending, summary: inference_pb2.Summary, *, mine: bool) -> 
     """Say how the answer ended; how it was generated is said to the one request it was generated for."""
     summary.finish_reason = ending.finish_reason
     summary.usage.CopyFrom(ending.usage)
+    if ending.stored or not mine:
+        summary.usage.ClearField("cached_prompt_tokens")  # of whoever it was generated for
     if ending.stored:
         summary.cache_entry = ending.cache_entry
         if ending.cache_similarity is not None:

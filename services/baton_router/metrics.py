@@ -45,6 +45,9 @@ INTER_TOKEN_SECONDS = Histogram(
     buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2),
 )
 PROMPT_TOKENS = Counter("baton_prompt_tokens_total", "Prompt tokens of understood requests")
+CACHED_PROMPT_TOKENS = Counter(
+    "baton_cached_prompt_tokens_total", "Prompt tokens that were in a worker's prefix cache and not computed"
+)
 COMPLETION_TOKENS = Counter(
     "baton_completion_tokens_total",
     "Tokens generated for finished requests: not those replayed from the cache, nor those a client resumed from",
@@ -122,6 +125,7 @@ def record(method: str, model: str, outcome: str, summary: inference_pb2.Summary
     REQUESTS.labels(method, outcome).inc()
     gen_ai = operation(method), PROVIDER, model, model
     PROMPT_TOKENS.inc(summary.usage.prompt_tokens)
+    CACHED_PROMPT_TOKENS.inc(summary.usage.cached_prompt_tokens)
     ledger = summary.ledger
     REQUEST_SECONDS.labels(*gen_ai, "" if outcome == OK else outcome).observe(ledger.total.total.ToNanoseconds() / 1e9)
     if outcome == OK:

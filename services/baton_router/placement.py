@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 MAX_PREFILL_CANDIDATES = 3
+UNQUANTIZED = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,8 @@ class Candidate:
     target: str
     incarnation: str
     fingerprint: str
+    quantization: str
+    """How it stores weights beyond their element type; `none` if it does not say."""
     in_flight: int
     """Requests this router has there now; not what the worker last reported, which is older."""
     slots: int
@@ -33,6 +36,16 @@ def prevailing_fingerprint(decode: Iterable[Candidate]) -> str | None:
     """The model most decode workers run, so a half-done roll-out never mixes two; the smallest of several."""
     votes = Counter(candidate.fingerprint for candidate in decode if not candidate.draining)
     return min(votes, key=lambda fingerprint: (-votes[fingerprint], fingerprint), default=None)
+
+
+def answers_of(fingerprint: str, workers: Iterable[Candidate]) -> str:
+    """What the answers of a model depend on: its fingerprint, and how those who serve it have quantized it.
+
+    Which worker gets a request is not known when its answer is looked for. So workers that differ have a kind of
+    answers together, which is neither the ones' nor the others'.
+    """
+    kinds = {w.quantization for w in workers if w.fingerprint == fingerprint and not w.draining}
+    return fingerprint if kinds <= {UNQUANTIZED} else "+".join((fingerprint, *sorted(kinds)))
 
 
 def pick_decode(

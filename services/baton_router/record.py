@@ -118,6 +118,7 @@ def _outcome_attributes(record: Record) -> dict[str, Attribute]:
     attributes: dict[str, Attribute] = {
         "gen_ai.response.id": record.request_id,
         "gen_ai.usage.output_tokens": summary.usage.completion_tokens,
+        "gen_ai.usage.cache_read.input_tokens": summary.usage.cached_prompt_tokens,
         "baton.outcome": record.outcome,
         "baton.cache": word(inference_pb2.CacheStatus.Name(summary.cache_status), 2),
         "baton.prefill": word(inference_pb2.Placement.Name(summary.prefill_placement), 1),

@@ -54,7 +54,19 @@ def cache_key(
         text_digest=text_digest,
         token_ids=request.prompt_ids,
         sampling=sampling,
+        cache_salt=request.cache_salt,
     )
+
+
+def prefix_salt(request: ResolvedRequest, tenant: str = "") -> bytes:
+    """Whose prefix caches it uses: 32 bytes that differ between tenants, and between salts; empty for neither."""
+    if not tenant and not request.cache_salt:
+        return b""
+    state = blake2b(digest_size=32, person=b"baton-salt-v1")
+    for part in (tenant.encode(), request.cache_salt.encode()):
+        state.update(len(part).to_bytes(8, "little"))
+        state.update(part)
+    return state.digest()
 
 
 def _place(

@@ -23,6 +23,7 @@ AnyRequest = AnyGenerate | AnyChat
 MAX_PRIORITY: Final = 100
 MIN_TTL_SECONDS: Final = 1
 MAX_TTL_SECONDS: Final = 30 * 24 * 3600
+MAX_SALT_BYTES: Final = 256
 _ROLES: Final = {
     chat_pb2.ROLE_SYSTEM: "system",
     chat_pb2.ROLE_USER: "user",
@@ -74,6 +75,10 @@ class ResolvedRequest:
     cache_ttl_seconds: float | None
     original_pace: bool
     """A stored answer is streamed as it was generated."""
+    cache_salt: str
+    """It shares caches with requests of the same salt only."""
+    prefix_cache: bool
+    """It may use computed prefixes of others, and leave its own to them."""
     priority: int
 
 
@@ -133,6 +138,8 @@ def resolve(
         cache_mode=control.mode or inference_pb2.CACHE_MODE_USE,
         cache_ttl_seconds=control.ttl.ToNanoseconds() / 1e9 if control.HasField("ttl") else None,
         original_pace=control.original_pace,
+        cache_salt=control.cache_salt,
+        prefix_cache=control.prefix_cache or not control.HasField("prefix_cache"),
         priority=request.priority,
     )
 
@@ -261,3 +268,5 @@ def _check_cache_control(control: inference_pb2.CacheControl) -> None:
     # Nanoseconds may be negative, and more than a second, in a Duration that nobody checked.
     if control.HasField("ttl") and not MIN_TTL_SECONDS <= control.ttl.ToNanoseconds() / 1e9 <= MAX_TTL_SECONDS:
         raise InvalidArgument("cache_control.ttl", "must be 1 s to 30 days")
+    if len(control.cache_salt.encode()) > MAX_SALT_BYTES:
+        raise InvalidArgument("cache_control.cache_salt", f"must be at most {MAX_SALT_BYTES} bytes")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
@@ -17,9 +18,9 @@ from typing import Protocol
 import grpc
 from prometheus_client import Gauge
 
-from baton.internal.v1 import worker_pb2, worker_pb2_grpc
+from baton.internal.v1 import decode_pb2, worker_pb2, worker_pb2_grpc
 from baton.rpc.channel import ChannelPool
-from baton_router.placement import Candidate
+from baton_router.placement import UNQUANTIZED, Candidate
 from baton_router.targets import resolve_target
 
 log = logging.getLogger(__name__)
@@ -45,15 +46,17 @@ class Worker:
 
     Attributes:
         state: what it last said.
+        told: when, on the monotonic clock.
         in_flight: requests this router has there.
         hung: it fell silent, and its calls were cancelled for that.
     """
 
-    __slots__ = ("_calls", "hung", "in_flight", "state", "target")
+    __slots__ = ("_calls", "hung", "in_flight", "state", "target", "told")
 
     def __init__(self, target: str, state: worker_pb2.WatchResponse) -> None:
         self.target = target
         self.state = state
+        self.told = time.monotonic()
         self.in_flight = 0
         self.hung = False
         self._calls: set[Cancellable] = set()
@@ -64,9 +67,21 @@ class Worker:
             target=self.target,
             incarnation=self.state.incarnation,
             fingerprint=self.state.model.fingerprint,
+            quantization=self.state.model.quantization or UNQUANTIZED,
             in_flight=self.in_flight,
             slots=self.state.capacity.slots,
             draining=self.state.draining,
+        )
+
+    def prefill_candidate(self) -> decode_pb2.PrefillCandidate:
+        """As decode is told of it, which decides whether to use it."""
+        load = self.state.load
+        cost = load.step_cost if load.HasField("step_cost") else None
+        return decode_pb2.PrefillCandidate(
+            target=self.target,
+            waiting_prompt_tokens=load.waiting_prompt_tokens,
+            step_cost=cost,
+            age_ms=int((time.monotonic() - self.told) * 1000),
         )
 
     @contextmanager
@@ -234,7 +249,7 @@ class WorkerView:
             self._announce()
         elif worker.state.draining != state.draining:
             self._announce()
-        worker.state = state
+        worker.state, worker.told = state, time.monotonic()
         return worker
 
     def _usable(self, role: worker_pb2.WorkerRole.ValueType, target: str, state: worker_pb2.WatchResponse) -> bool:

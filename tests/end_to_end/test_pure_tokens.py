@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import grpc
+import pytest
 
 from baton.internal.v1 import decode_pb2, decode_pb2_grpc, worker_pb2, worker_pb2_grpc
 from tests.fixtures.mesh import Service, running_mesh
@@ -31,7 +32,7 @@ def request(i: int, model: str, prefill: str = "", delivered: list[int] | None =
         sampling=full_sampling(
             max_tokens=NEW_TOKENS, temperature=0.8, top_p=0.95, seed=1000 + i, presence_penalty=0.3 * (i % 2)
         ),
-        prefill_candidates=[prefill] if prefill else [],
+        prefill_candidates=[decode_pb2.PrefillCandidate(target=prefill)] if prefill else [],
     )
 
 
@@ -47,12 +48,13 @@ async def run(stub: decode_pb2_grpc.DecodeAsyncStub, asked: decode_pb2.GenerateR
     return tokens, preemptions
 
 
-async def test_same_tokens_however_they_are_computed(small_model: Path) -> None:
+@pytest.mark.parametrize("prefix_cache", ["--no-prefix-cache", "--prefix-cache"])
+async def test_same_tokens_however_they_are_computed(small_model: Path, prefix_cache: str) -> None:
     flags = ("--local-prefill-tokens", "0", "--step-tokens", "32")
-    async with running_mesh(small_model, decode_flags=flags) as mesh:
+    async with running_mesh(small_model, worker_flags=(prefix_cache,), decode_flags=flags) as mesh:
         # This one cannot hold eight requests to their end: some must be preempted and computed again.
         tight = await mesh.start(
-            "decode-tight", "--model", str(small_model), *flags, "--num-slots", "8", "--kv-tokens", "320"
+            "decode-tight", "--model", str(small_model), *flags, prefix_cache, "--num-slots", "8", "--kv-tokens", "320"
         )
         prefill = mesh.tier("prefill")[0].address
         roomy = mesh.services["decode-0"]

@@ -35,7 +35,9 @@ def all_gone(family: list[psutil.Process], seconds: float = 10) -> bool:
 
 async def test_serves_answers_and_leaves_nothing(small_model: Path, tmp_path: Path) -> None:
     before = traces()
-    async with running_up(tmp_path, small_model, "--prefill", "2", "--decode", "2") as up:
+    async with running_up(
+        tmp_path, small_model, "--prefill", "2", "--decode", "2", "--prefill-placement", "remote"
+    ) as up:
         assert [s["name"] for s in up.ready["services"]] == [
             "router", "cache", "prefill-0", "prefill-1", "decode-0", "decode-1",
         ]  # fmt: skip

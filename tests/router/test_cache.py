@@ -14,7 +14,7 @@ from baton.rpc.breaker import Breaker
 from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
 from tests.router.conftest import Router, eventually, running_router
 from tests.router.scripted import ScriptedCache, ScriptedWorker, token_at
-from tests.router.test_stream import collect, entries
+from tests.router.test_stream import check_indices, collect, entries
 
 USE = inference_pb2.CACHE_MODE_USE
 
@@ -54,7 +54,7 @@ async def test_hit_replays_the_stream(cached_router: Router, worker: ScriptedWor
     again = await collect(cached_router.stub.StreamGenerate(ask()))
     summary = again[-1].summary
     assert summary.cache_status == inference_pb2.CACHE_STATUS_HIT
-    assert [m.chunk.index for m in again[1:-1]] == list(range(6))
+    check_indices([m.chunk for m in again[1:-1]])
     assert [i for m in again for i in m.chunk.token_ids] == tokens == [token_at(i) for i in range(6)]
     assert (summary.finish_reason, summary.usage) == (first.finish_reason, first.usage)
     assert len(worker.requests) == 1
@@ -69,6 +69,26 @@ async def test_greedy_shares_across_seeds(cached_router: Router, worker: Scripte
     await get(cached_router, ask(seed=None, temperature=0))
     await eventually(lambda: len(cache.stored) == 1)
     assert (await get(cached_router, ask(seed=9, temperature=0)))[1].cache_status == inference_pb2.CACHE_STATUS_HIT
+
+
+async def test_quantized_workers_have_answers_of_their_own(
+    cached_router: Router, worker: ScriptedWorker, cache: ScriptedCache
+) -> None:
+    async def wait_for(status: inference_pb2.CacheStatus.ValueType) -> None:
+        async with asyncio.timeout(5):  # until the router has heard of the change
+            while (await get(cached_router, ask()))[1].cache_status != status:  # noqa: ASYNC110 only asking shows it
+                await asyncio.sleep(0.02)
+
+    await get(cached_router, ask())
+    await eventually(lambda: len(cache.stored) == 1)
+    worker.state.model.quantization = "int8"
+    await wait_for(inference_pb2.CACHE_STATUS_MISS)
+    await eventually(lambda: len(cache.stored) == 2)
+    assert {fill.key.model_fingerprint for fill in cache.stored.values()} == {"model-1", "model-1+int8"}
+    assert {sent.model_fingerprint for sent in worker.requests} == {"model-1"}
+    del cache.stored[next(key for key, fill in cache.stored.items() if "int8" in fill.key.model_fingerprint)]
+    worker.state.model.quantization = "none"
+    await wait_for(inference_pb2.CACHE_STATUS_HIT)
 
 
 async def test_what_is_not_deterministic_is_not_cached(cached_router: Router, cache: ScriptedCache) -> None:

@@ -16,14 +16,14 @@ from baton.internal.v1 import worker_pb2
 from baton.v1 import inference_pb2, sampling_pb2
 from tests.router.conftest import Router, eventually, running_router
 from tests.router.scripted import ScriptedWorker, text_at, token_at
-from tests.router.test_stream import ask, collect
+from tests.router.test_stream import ask, check_indices, collect
 
 
 def check_whole(messages: list[inference_pb2.StreamGenerateResponse], tokens: int = 40) -> inference_pb2.Summary:
     """Start, every token once and in order, summary."""
     chunks = [message.chunk for message in messages[1:-1]]
-    assert [chunk.index for chunk in chunks] == list(range(tokens))
-    assert [list(chunk.token_ids) for chunk in chunks] == [[token_at(i)] for i in range(tokens)]
+    check_indices(chunks)
+    assert [token_id for chunk in chunks for token_id in chunk.token_ids] == [token_at(i) for i in range(tokens)]
     assert "".join(chunk.text for chunk in chunks) == "".join(text_at(i) for i in range(tokens))
     return messages[-1].summary
 
@@ -224,7 +224,7 @@ async def test_load_is_spread_and_prefill_offered(router_model: Path) -> None:
         await asyncio.sleep(0.1)
         await asyncio.gather(*(collect(router.stub.StreamGenerate(ask(5))) for _ in range(10)))
         assert [len(worker.requests) for worker in workers] == [5, 5]
-        firsts = {request.prefill_candidates[0] for worker in workers for request in worker.requests}
+        firsts = {request.prefill_candidates[0].target for worker in workers for request in worker.requests}
         assert firsts == {worker.address for worker in prefill}
         assert all(len(request.prefill_candidates) == 2 for worker in workers for request in worker.requests)
 

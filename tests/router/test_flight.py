@@ -12,7 +12,8 @@ import pytest
 from baton.rpc.errors import BatonError, DeadlineExceeded, SlowReader, Unavailable
 from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
 from baton_router.account import Account
-from baton_router.flight import CachedChunk, Ending, Flight, Flights, Reader, Source
+from baton_router.chunks import CachedChunk
+from baton_router.flight import Ending, Flight, Flights, Reader, Source
 
 KEY = b"key"
 
@@ -45,9 +46,9 @@ async def read(flight: Flight, one: Reader | None = None, stop: int | None = Non
     async with flight.reading(one or reader()) as chunks:
         async for chunk in chunks:
             got += chunk.token_ids
-            if len(got) == stop:
+            if stop is not None and len(got) >= stop:
                 break
-    return got
+    return got[:stop]
 
 
 @pytest.fixture
@@ -68,6 +69,25 @@ async def test_everyone_reads_everything(flights: Flights) -> None:
         late = group.create_task(read(flight))
     assert {tuple(task.result()) for task in [*reading, late]} == {tuple(range(50))}
     assert flights.boardable(KEY) is None, "it has landed"
+
+
+async def test_a_reader_that_keeps_up_gets_every_chunk_by_itself(flights: Flights) -> None:
+    flight = flights.launch(writing(20, pause=0.001), "r", None)
+    async with flight.reading(reader()) as chunks:
+        assert [list(chunk.token_ids) async for chunk in chunks] == [[i] for i in range(20)]
+
+
+async def test_a_reader_that_is_behind_gets_what_waits_in_one_piece(flights: Flights) -> None:
+    flight = flights.launch(writing(20), "r", KEY)
+    one, by_chunk = reader(limit=30), reader()
+    by_chunk.joins = False
+    async with flight.reading(one) as chunks, flight.reading(by_chunk) as single:
+        assert list((await anext(chunks)).token_ids) == [0]
+        await asyncio.sleep(0.05)
+        assert one.unread_tokens == 19
+        assert list((await anext(chunks)).token_ids) == list(range(1, 20))
+        assert one.unread_tokens == 0
+        assert [list(chunk.token_ids) async for chunk in single] == [[i] for i in range(20)]
 
 
 async def test_an_error_comes_after_what_was_before(flights: Flights) -> None:

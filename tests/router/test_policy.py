@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton_router.placement import Candidate, order_prefill, pick_decode, prevailing_fingerprint
+from baton_router.placement import Candidate, answers_of, order_prefill, pick_decode, prevailing_fingerprint
 from baton_router.targets import check_target
 
 CANDIDATES = st.lists(
@@ -17,6 +17,7 @@ CANDIDATES = st.lists(
         target=st.sampled_from(["a:1", "b:1", "c:1"]),
         incarnation=st.sampled_from(["1", "2", "3", "4"]),
         fingerprint=st.sampled_from(["old", "new"]),
+        quantization=st.sampled_from(["none", "int8"]),
         in_flight=st.integers(0, 9),
         slots=st.integers(0, 9),
         draining=st.booleans(),
@@ -45,6 +46,17 @@ def test_prevailing_fingerprint(workers: list[Candidate]) -> None:
     assert prevailing_fingerprint(reversed(workers)) == chosen
 
 
+def test_quantized_weights_have_answers_of_their_own() -> None:
+    def answers(*kinds: str) -> str:
+        return answers_of("m", [Candidate("a:1", str(i), "m", kind, 0, 8, False) for i, kind in enumerate(kinds)])
+
+    assert answers() == answers("none") == answers("none", "none") == "m"
+    assert answers("int8", "none") == answers("none", "int8", "none")
+    assert len({answers("none"), answers("int8"), answers("int8", "none")}) == 3
+    others = [Candidate("a:1", "1", "n", "int8", 0, 8, False), Candidate("a:1", "2", "m", "int8", 0, 8, True)]
+    assert answers_of("m", others) == "m"
+
+
 @given(workers=CANDIDATES)
 def test_prefill_order(workers: list[Candidate]) -> None:
     ordered = order_prefill(workers, "new", random.Random(0))
@@ -53,7 +65,7 @@ def test_prefill_order(workers: list[Candidate]) -> None:
 
 
 def test_ties_are_broken_by_chance() -> None:
-    workers = [Candidate(f"{i}:1", str(i), "m", 0, 8, False) for i in range(4)]
+    workers = [Candidate(f"{i}:1", str(i), "m", "none", 0, 8, False) for i in range(4)]
     rng = random.Random(1)
     picked = [pick_decode(workers, "m", (), rng) for _ in range(400)]
     assert all(50 < picked.count(worker) < 150 for worker in workers)

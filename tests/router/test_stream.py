@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Sequence
 from pathlib import Path
 
 import grpc
@@ -31,6 +31,13 @@ async def collect(
     return into
 
 
+def check_indices(chunks: Sequence[inference_pb2.TokenChunk], first: int = 0) -> None:
+    """Continuous, however many tokens a chunk has."""
+    for chunk in chunks:
+        assert chunk.index == first
+        first += len(chunk.token_ids)
+
+
 async def test_stream(router: Router, worker: ScriptedWorker) -> None:
     call = router.stub.StreamGenerate(ask(), metadata=(("x-request-id", "mine"),))
     messages = [message async for message in call]
@@ -39,8 +46,8 @@ async def test_stream(router: Router, worker: ScriptedWorker) -> None:
     assert start.start.request_id == "mine"
     assert (start.start.model, start.start.seed) == ("little", 5)
     assert start.start.prompt_tokens == len(worker.requests[0].token_ids)
-    assert [chunk.chunk.index for chunk in chunks] == list(range(8))
-    assert [list(chunk.chunk.token_ids) for chunk in chunks] == [[token_at(i)] for i in range(8)]
+    check_indices([chunk.chunk for chunk in chunks])
+    assert [id_ for chunk in chunks for id_ in chunk.chunk.token_ids] == [token_at(i) for i in range(8)]
     summary = last.summary
     assert summary.finish_reason == sampling_pb2.FINISH_REASON_LENGTH
     assert summary.usage.completion_tokens == 8
@@ -168,7 +175,8 @@ async def test_resume(router: Router, worker: ScriptedWorker) -> None:
     request = ask(resume_from=sampling_pb2.TokenIds(ids=delivered))
     _, *chunks, last = [message async for message in router.stub.StreamGenerate(request)]
     assert list(worker.requests[0].delivered_token_ids) == delivered
-    assert [chunk.chunk.index for chunk in chunks] == [3, 4, 5, 6, 7]
+    check_indices([chunk.chunk for chunk in chunks], first=3)
+    assert [id_ for chunk in chunks for id_ in chunk.chunk.token_ids] == [token_at(i) for i in range(3, 8)]
     assert last.summary.usage.completion_tokens == 8
 
 

@@ -33,6 +33,10 @@ def generate(
     original_pace: Annotated[
         bool, typer.Option("--original-pace", help="Stream a stored answer as slowly as it was generated.")
     ] = False,
+    no_prefix_cache: Annotated[
+        bool, typer.Option("--no-prefix-cache", help="Compute all of the prompt, whatever is known of its beginning.")
+    ] = False,
+    cache_salt: Annotated[str, typer.Option(help="Share caches with requests of the same salt only.")] = "",
     semantic: Annotated[bool, typer.Option("--semantic", help="Take the answer of a similar question, too.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds the whole request may take.")] = 300.0,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is complete.")] = False,
@@ -60,6 +64,10 @@ def generate(
     )
     if original_pace:
         options["original_pace"] = True
+    if no_prefix_cache:
+        options["prefix_cache"] = False
+    if cache_salt:
+        options["cache_salt"] = cache_salt
     if semantic:
         options["semantic"] = True
     if ignore_eos:

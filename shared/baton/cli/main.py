@@ -37,7 +37,7 @@ app.command("chat", rich_help_panel="Ask")(chat.chat)
 app.command("trace", rich_help_panel="Measure")(trace.trace)
 app.command("top", rich_help_panel="Measure")(top.top)
 app.command("verify-ledger", rich_help_panel="Measure")(verify.verify_ledger)
-app.command("bench", rich_help_panel="Measure")(bench.bench)
+app.add_typer(bench.app, name="bench", rich_help_panel="Measure")
 services.register(app)
 
 

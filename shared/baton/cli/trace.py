@@ -108,13 +108,17 @@ def _show(record: observe_pb2.RequestRecord) -> None:
     if summary.cache_status == inference_pb2.CACHE_STATUS_HIT:
         facts.append("from the response cache")
     if summary.prefill_placement == inference_pb2.PLACEMENT_REMOTE:
-        facts.append("prefill remote")
+        facts.append(f"prefill remote, KV by {_transport(summary)}")
     elif summary.prefill_placement == inference_pb2.PLACEMENT_LOCAL:
         facts.append("prefill local")
     if summary.migrations:
         facts.append(f"moved {summary.migrations}×")
     console.out.print(Text(" · ".join(facts), style="dim"))
     console.out.print(waterfall(client_ledger.from_proto(summary.ledger)))
+
+
+def _transport(summary: inference_pb2.Summary) -> str:
+    return inference_pb2.Transport.Name(summary.transport).removeprefix("TRANSPORT_").lower()
 
 
 def _json(record: observe_pb2.RequestRecord) -> dict[str, Any]:
@@ -128,6 +132,7 @@ def _json(record: observe_pb2.RequestRecord) -> dict[str, Any]:
         "completion_tokens": summary.usage.completion_tokens,
         "cache": inference_pb2.CacheStatus.Name(summary.cache_status).removeprefix("CACHE_STATUS_").lower(),
         "prefill_placement": inference_pb2.Placement.Name(summary.prefill_placement).removeprefix("PLACEMENT_").lower(),
+        "transport": _transport(summary),
         "migrations": summary.migrations,
         "ledger": {"first_token": partition_json(ledger.first_token), "total": partition_json(ledger.total)},
         "in_call_order": [f"{e.hop} {e.kind}" for e in in_call_order(ledger.total.entries if ledger.total else ())],

@@ -46,13 +46,17 @@ def up(
         str, typer.Option(envvar="BATON_REDIS_URL", help="Redis to use.", show_default="an embedded one")
     ] = "",
     dtype: Annotated[str | None, typer.Option(help="Element type of weights and KV: float32 or bfloat16.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where the model runs; cpu is what there is so far.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where the model runs: cpu, cuda or cuda:N.")] = None,
     num_slots: Annotated[int | None, typer.Option(help="Requests that can hold KV at once, per worker.")] = None,
     slot_tokens: Annotated[int | None, typer.Option(help="Most tokens of one request.")] = None,
     step_tokens: Annotated[int | None, typer.Option(help="Token budget of one engine step.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads per engine.")] = None,
+    prefill_placement: Annotated[
+        str | None,
+        typer.Option(help="Where prompts are computed: auto, local, remote or threshold.", show_default="auto"),
+    ] = None,
     local_prefill_tokens: Annotated[
-        int | None, typer.Option(help="Prompts up to this long are computed by decode itself.")
+        int | None, typer.Option(help="Prompts up to this long are computed by decode itself, whatever it costs.")
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -82,6 +86,8 @@ def up(
     if local_prefill_tokens is not None:
         flag = ("--local-prefill-tokens", str(local_prefill_tokens))
         extra["decode"] = (*flag, *extra.get("decode", ()))
+    if prefill_placement is not None:
+        extra["decode"] = ("--prefill-placement", prefill_placement, *extra.get("decode", ()))
     engine = {
         "dtype": dtype,
         "device": device,

@@ -69,6 +69,10 @@ class Options(TypedDict, total=False):
     """Allow the answer of a similar question."""
     original_pace: bool
     """Stream a stored answer as slowly as it was generated."""
+    cache_salt: str
+    """Share caches with requests of the same salt only."""
+    prefix_cache: bool
+    """Use what earlier requests that began alike computed. Absent: true."""
     priority: int
     request_id: str
     """Id of the request in logs and traces, 1 to 128 visible ASCII characters."""
@@ -202,5 +206,9 @@ def _set_common(
         request.cache_control.semantic = options["semantic"]
     if "original_pace" in options:
         request.cache_control.original_pace = options["original_pace"]
+    if "cache_salt" in options:
+        request.cache_control.cache_salt = options["cache_salt"]
+    if "prefix_cache" in options:
+        request.cache_control.prefix_cache = options["prefix_cache"]
     if "priority" in options:
         request.priority = options["priority"]

@@ -130,8 +130,8 @@ def finding_of(case: Case, changes: Sequence[Parts], totals: Sequence[float], re
 
 
 def _changed(prompt: list[int], case: Case) -> list[int]:
-    """The same length, another prompt; where the cache is to hit, the same prompt."""
-    return prompt if case.cached else [*prompt[:-1], prompt[-1] ^ 1]
+    """The same length, another prompt from its first token on; where the cache is to hit, the same prompt."""
+    return prompt if case.cached else [prompt[0] ^ 1, *prompt[1:]]
 
 
 async def _rested(

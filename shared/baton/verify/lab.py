@@ -70,7 +70,8 @@ async def running_lab(model: Path, on_log: OnLog = lambda process, line: None) -
             redis_url="",
             drain_seconds=2.0,
             extra={
-                "decode": ("--local-prefill-tokens", "16"),
+                # KV has to pass the link that is made slow.
+                "decode": ("--local-prefill-tokens", "16", "--transport", "grpc"),
                 # What is slow on purpose must not be given up on, nor passed over.
                 "cache": ("--redis-timeout", "2", "--local-bytes", "0"),
                 "router": ("--cache-timeout-seconds", "3"),

@@ -15,6 +15,8 @@ from baton.engine.messages import StepReport
 from baton.internal.v1 import worker_pb2, worker_pb2_grpc
 from baton.rpc.service import Runtime
 from baton.worker.calls import Calls
+from baton.worker.settings import WorkerSettings
+from baton.worker.step_meter import StepMeter
 
 _MIN_INTERVAL = 0.05  # seconds between two load messages of one stream
 
@@ -25,14 +27,16 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     def __init__(
         self,
         role: worker_pb2.WorkerRole.ValueType,
-        model_name: str,
+        settings: WorkerSettings,
         engine: EngineClient,
+        meter: StepMeter,
         calls: Calls,
         runtime: Runtime,
     ) -> None:
         self._role = role
-        self._model_name = model_name
+        self._settings = settings
         self._engine = engine
+        self._meter = meter
         self._calls = calls
         self._runtime = runtime
         self._report: StepReport | None = None
@@ -71,24 +75,29 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             open_files=_open_files(),
             incarnation=self._engine.incarnation,
             steps=held.steps,
+            cached_slots=held.kept_slots,
+            cached_tokens=held.kept_tokens,
         )
 
     def state(self) -> worker_pb2.WatchResponse:
         """What Watch sends now."""
         spec = self._engine.spec
         report = self._report
+        cost = self._meter.cost()
         return worker_pb2.WatchResponse(
             role=self._role,
             incarnation=self._engine.incarnation,
             version=__version__,
             model=worker_pb2.WorkerModel(
-                name=self._model_name,
+                name=self._settings.served_name(),
                 fingerprint=spec.fingerprint,
                 tokenizer_digest=spec.tokenizer_digest,
                 max_context=self._engine.max_context,
                 vocab_size=spec.vocab_size,
                 eos_token_ids=spec.eos_token_ids,
                 dtype=spec.dtype.value,
+                quantization=self._settings.quantization.value,
+                exact=self._engine.exact,
             ),
             capacity=worker_pb2.Capacity(kv_tokens=self._engine.capacity_tokens, slots=self._engine.layout.num_slots),
             load=worker_pb2.Load(
@@ -96,6 +105,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                 waiting=report.waiting if report else 0,
                 kv_used_tokens=report.used_tokens if report else 0,
                 steps=report.step if report else 0,
+                waiting_prompt_tokens=report.waiting_prompt_tokens if report else 0,
+                step_cost=cost.to_proto() if cost else None,
             ),
             draining=self._runtime.draining.is_set(),
         )

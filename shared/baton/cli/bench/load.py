@@ -1,4 +1,4 @@
-"""`baton bench`: load on a router, and what it did to latency."""
+"""`baton bench load`: load on a router, and what it did to latency."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DEFAULT_REQUESTS: Final = 100
 _DEFAULT_CONCURRENCY: Final = 4
 
 
-def bench(
+def load(
     target: console.Target = None,
     rate: Annotated[float | None, typer.Option(min=0.001, help="Open loop: requests per second, Poisson.")] = None,
     concurrency: Annotated[
@@ -74,7 +74,7 @@ def bench(
         concurrency = _DEFAULT_CONCURRENCY
     if requests is None and duration is None:
         requests = _DEFAULT_REQUESTS
-    load = Load(rate=rate, concurrency=concurrency, requests=requests, duration=duration, warmup=warmup)
+    wanted = Load(rate=rate, concurrency=concurrency, requests=requests, duration=duration, warmup=warmup)
     asking = Asking(
         model=model,
         temperature=temperature,
@@ -92,7 +92,7 @@ def bench(
         info = runner.run(_model(address, model))
         workload = Workload(*lengths, info.vocab_size, info.max_context, shared_prefix, texts)
         objectives = Objectives(slo_ttft_ms, slo_tpot_ms, slo_e2e_ms)
-        result = runner.run(_measure(address, load, asking, workload, objectives, seed))
+        result = runner.run(_measure(address, wanted, asking, workload, objectives, seed))
     values = result.to_json() | _circumstances(info, asking, workload, seed)
     _tell(result, values, json_file, markdown_file)
     if result.completed == 0:
