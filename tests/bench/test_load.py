@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-TTFT = 200.0
-ITL = 20.0
+# Long beside what a busy machine is late by: a few milliseconds, whatever the time asked for. 2 % of these is more.
+TTFT = 1500.0
+ITL = 150.0
 OUTPUT = 12
 ATTEMPTS = 4
 

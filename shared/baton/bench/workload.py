@@ -1,12 +1,14 @@
-"""What is asked: prompts and answer lengths, drawn from distributions with a seed. Pure."""
+"""What is asked: prompts and answer lengths, drawn from distributions with a seed."""
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 _FIRST_ORDINARY_ID: Final = 16
@@ -15,6 +17,24 @@ _FIRST_ORDINARY_ID: Final = 16
 
 class BadLengths(ValueError):
     """Not a distribution of lengths."""
+
+
+def vocabulary(model: Path) -> int:
+    """Tokens of a model directory's vocabulary.
+
+    Raises:
+        ValueError: its configuration does not say.
+    """
+    return _configured(model, "vocab_size")
+
+
+def longest_context(model: Path) -> int:
+    """Tokens of prompt and answer together that a model directory was made for.
+
+    Raises:
+        ValueError: its configuration does not say.
+    """
+    return _configured(model, "max_position_embeddings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +118,11 @@ class Workload:
     def _random_ids(self, rng: random.Random, count: int) -> tuple[int, ...]:
         first = min(_FIRST_ORDINARY_ID, self.vocab_size - 1)
         return tuple(rng.randrange(first, self.vocab_size) for _ in range(max(0, count)))
+
+
+def _configured(model: Path, name: str) -> int:
+    config = json.loads((model / "config.json").read_bytes())
+    value = config.get(name) or config.get("text_config", {}).get(name)
+    if not isinstance(value, int):
+        raise ValueError(f"{model}/config.json names no {name}")
+    return value
