@@ -46,6 +46,14 @@ RUN if [ "$ENGINE_EXTRA" != engine ]; then \
     fi
 
 
+# --- the engine's kernels in C, for the image has no compiler
+
+FROM ${PYTHON_IMAGE} AS kernels
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+COPY shared/baton/engine/kernels /src
+RUN python /src/build.py /kernels
+
+
 # --- environments
 
 FROM core-needs AS core-environment
@@ -75,6 +83,8 @@ ENTRYPOINT ["python", "-m"]
 CMD ["baton_router"]
 
 FROM base AS worker
+COPY --from=kernels /kernels /usr/local/lib
+RUN ldconfig
 COPY --from=worker-environment /opt/baton /opt/baton
 # Models are directories; nothing is ever fetched from a hub.
 ENV HF_HUB_OFFLINE=1

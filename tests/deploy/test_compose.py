@@ -161,6 +161,18 @@ def test_tiers_can_be_scaled() -> None:
         assert "ports" not in ALL[name]
 
 
+@pytest.mark.parametrize("name", ["prefill", "decode", "prefill-gpu", "decode-gpu"])
+def test_tiers_share_a_private_directory_in_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(name, monkeypatch)
+    assert isinstance(settings, PrefillSettings | DecodeSettings)
+    assert f"handoff:{settings.shm_dir}" in ALL[name]["volumes"]
+    options = files.raw(files.CORE)["volumes"]["handoff"]["driver_opts"]
+    assert options["type"] == "tmpfs"
+    user = re.search(r"^USER (\d+):(\d+)$", (files.ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert user is not None
+    assert {f"uid={user[1]}", f"gid={user[2]}", "mode=0700"} <= set(options["o"].split(","))
+
+
 def test_cpu_is_the_default_and_gpu_a_profile() -> None:
     assert files.env_file()["COMPOSE_PROFILES"] == "cpu"
     for tier in ("prefill", "decode"):

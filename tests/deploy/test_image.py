@@ -56,6 +56,14 @@ def test_images_run_as_a_user_without_rights_and_without_a_shell(image: str, env
     assert f"COPY --from={environment} /opt/baton /opt/baton" in instructions
 
 
+def test_workers_have_the_compiled_kernels_and_no_compiler() -> None:
+    assert "RUN python /src/build.py /kernels" in stages()["kernels"]
+    worker = stages()["worker"]
+    assert "COPY --from=kernels /kernels /usr/local/lib" in worker
+    assert worker.index("RUN ldconfig") < worker.index("USER 10001:10001")
+    assert [name for name, lines in stages().items() if any("gcc" in line for line in lines)] == ["kernels"]
+
+
 def test_everything_copied_is_in_the_context() -> None:
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     copied = [

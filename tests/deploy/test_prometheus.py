@@ -96,7 +96,8 @@ async def test_every_panel_has_data(tmp_path: Path) -> None:
     panels = json.loads(DASHBOARD.read_text())["panels"]
     wanted = {target["expr"] for panel in panels for target in panel.get("targets", ())}
     assert len(wanted) > 20
-    async with running_up(tmp_path, model) as up:
+    # Where auto places prompts is up to the machine; the prefill panels need some there.
+    async with running_up(tmp_path, model, "--prefill-placement", "threshold") as up:
         base = f"http://127.0.0.1:{free_port()}"
         process = await asyncio.create_subprocess_exec(
             PROMETHEUS,
