@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import psutil
@@ -22,6 +22,7 @@ from baton.engine.errors import EngineError
 from baton.engine.loader import LoadedModel
 from baton.engine.messages import Failed, FailureReason, KvReady, Output, Progress, Reserved, Role, StepReport
 from tests.engine.conftest import Stepped, a_prompt, a_submit
+from tests.fixtures import zygote
 
 LONG = 400
 """Tokens of an answer that is still under way when something happens to it."""
@@ -30,8 +31,15 @@ LONG = 400
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_engines() -> Iterator[None]:
+    """How an engine process starts and ends is what is tested here."""
+    with zygote.own_engines():
+        yield
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared_client(llama: Path) -> AsyncIterator[EngineClient]:
+async def shared_client(llama: Path, own_engines: None) -> AsyncIterator[EngineClient]:
     client = await EngineClient.start(EngineConfig(model=llama, num_slots=4, step_tokens=32))
     yield client
     await client.close()
