@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -23,6 +22,7 @@ from baton.handoff.wire import WIRE_VERSION, Chunk, HandoffCorrupt, largest_chun
 from baton.internal.v1 import decode_pb2, prefill_pb2
 from baton.rpc.channel import ChannelPool, read_status
 from baton.rpc.errors import FailedPrecondition
+from baton.rpc.patience import patience
 from baton.telemetry import tracing
 from baton.v1 import inference_pb2
 from baton_decode.links import KvCodecChoice, Links
@@ -144,7 +144,7 @@ class PrefillClient:
             messages = aiter(call)
             try:
                 while True:
-                    async with asyncio.timeout(self._silence):
+                    async with patience(self._silence):
                         message = await anext(messages, None)
                     if message is None:
                         raise PrefillLost(f"{target} ended the call early")

@@ -35,6 +35,10 @@ class RouterSettings(ServiceSettings):
     max_request_seconds: float = Field(3600.0, gt=0, description="longest request, whatever its deadline")
 
     max_migrations: int = Field(3, ge=0, description="times a request may move to another decode worker")
+    # Clients are further away than services are from each other.
+    caller_silence_seconds: float = Field(
+        7.0, ge=0.2, description="a client that does not answer pings for this long is gone, and its calls end"
+    )
     reattach_seconds: float = Field(
         0.8, ge=0, description="how long a request without a decode worker waits for one to come back"
     )
@@ -42,7 +46,7 @@ class RouterSettings(ServiceSettings):
         0.02, ge=0, description="what decode's deadline is shorter by than the client's"
     )
     worker_silence_seconds: float = Field(
-        3.0, gt=0.2, description="a worker whose state stream says nothing for this long is lost"
+        2.5, gt=0.2, description="a worker whose state stream says nothing for this long is lost"
     )
     resolve_seconds: float = Field(2.0, gt=0, description="how often dns:/// targets are resolved again")
     kept_records: int = Field(1000, ge=1, description="latest requests whose ledger is kept for `baton trace`")

@@ -20,6 +20,7 @@ from prometheus_client import Gauge
 
 from baton.internal.v1 import decode_pb2, worker_pb2, worker_pb2_grpc
 from baton.rpc.channel import ChannelPool
+from baton.rpc.patience import patience
 from baton_router.placement import UNQUANTIZED, Candidate
 from baton_router.targets import resolve_target
 
@@ -222,7 +223,7 @@ class WorkerView:
             worker: Worker | None = None
             try:
                 while True:
-                    async with asyncio.timeout(self._silence):
+                    async with patience(self._silence):
                         state = await anext(messages, None)
                     if state is None:
                         return

@@ -293,7 +293,13 @@ async def test_a_frozen_engine_is_killed_on_close(llama: Path) -> None:
 
 
 async def test_a_silent_engine_is_killed_and_everybody_learns(mortal: EngineClient) -> None:
-    watching = asyncio.create_task(mortal.check_alive(silence=0.5, interval=0.05))
+    told: list[bool] = []
+
+    async def tell(stalled: bool) -> None:
+        assert mortal.stalled is stalled
+        told.append(stalled)
+
+    watching = asyncio.create_task(mortal.check_alive(0.5, tell, interval=0.05))
     async with (
         mortal.request(a_submit("r", a_prompt(30), Role.RECEIVE)) as waiting,
         mortal.request(a_submit("r", a_prompt(5), max_tokens=3)) as answered,
@@ -310,6 +316,22 @@ async def test_a_silent_engine_is_killed_and_everybody_learns(mortal: EngineClie
             await answered.next(30)
     await watching
     await mortal.wait_dead()
+    assert told == [True], "nothing new should have come to it before it was given up"
+
+
+async def test_an_engine_that_was_only_held_up_serves_again(mortal: EngineClient) -> None:
+    told: asyncio.Queue[bool] = asyncio.Queue()
+    watching = asyncio.create_task(mortal.check_alive(4, told.put, interval=0.05))
+    await asyncio.sleep(0.2)
+    process_of(mortal).suspend()
+    try:
+        assert await asyncio.wait_for(told.get(), 30)
+    finally:
+        process_of(mortal).resume()
+    assert not await asyncio.wait_for(told.get(), 30)
+    assert not mortal.stalled
+    assert not mortal.dead
+    watching.cancel()
 
 
 async def test_close_leaves_nothing(llama: Path) -> None:

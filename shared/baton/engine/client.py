@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -32,8 +32,13 @@ from baton.engine.messages import (
     command_encoder,
     event_decoder,
 )
+from baton.engine.watchdog import Silence, Verdict, processor_delay
 
 __all__ = ["EngineClient", "EngineDied", "RequestEvent", "RequestHandle"]
+
+
+async def _tell_nobody(stalled: bool) -> None:
+    pass
 
 
 class EngineClient:
@@ -48,6 +53,7 @@ class EngineClient:
         max_context: tokens of one request, prompt and output.
         exact: its tokens do not depend on batch or chunks, bit for bit, as far as its self-test saw.
         incarnation: random id of this engine process.
+        stalled: it has not answered for a while, though it could have.
         on_report: called with every StepReport.
     """
 
@@ -61,6 +67,7 @@ class EngineClient:
         self.exact = engine.ready.exact
         self.incarnation = secrets.token_hex(8)
         self.on_report: list[Callable[[StepReport], None]] = []
+        self.stalled = False
         self._process = engine.process
         self._reader = engine.reader
         self._writer = engine.writer
@@ -145,24 +152,49 @@ class EngineClient:
             raise EngineDied(self._epitaph)
         self._writer.write(frame(command_encoder.encode([command])))
 
-    async def check_alive(self, silence: float, interval: float = 0.5) -> None:
+    async def check_alive(
+        self, silence: float, tell: Callable[[bool], Awaitable[None]] = _tell_nobody, interval: float = 0.25
+    ) -> None:
         """Watch the engine until it is gone; one that does not answer any more is killed.
 
-        Between two steps it answers at once, so what is allowed is `silence` seconds or ten of its longest steps,
-        whichever is longer.
+        Args:
+            silence: seconds it may not answer, or ten of its longest steps if that is longer; half of that, and it is
+                `stalled`. Time in which it, or we, waited for a processor does not count.
+            tell: called with whether it is stalled, when that changes.
+            interval: seconds between two looks.
         """
         while not self.dead:
-            started = asyncio.get_running_loop().time()
             asking = asyncio.create_task(self.inspect())
-            while not asking.done():
-                await asyncio.wait([asking], timeout=interval)
-                waited = asyncio.get_running_loop().time() - started
-                if not asking.done() and waited > max(silence, 10 * self._longest_step):
-                    self._epitaph = f"the engine said nothing for {waited:.1f} s and was killed"
-                    self._process.kill()
-                    await asyncio.wait([asking])
-            asking.exception()  # EngineDied: the loop ends with it
+            try:
+                await self._await_answer(asking, silence, tell, interval)
+            finally:
+                asking.cancel()  # if nobody waits for it any more
+            if not asking.exception() and self.stalled:
+                self.stalled = False
+                await tell(False)
             await asyncio.sleep(interval)
+
+    async def _await_answer(
+        self, asking: asyncio.Task[DebugState], allowed: float, tell: Callable[[bool], Awaitable[None]], interval: float
+    ) -> None:
+        """Until it answered or is gone, for which it is killed if need be."""
+        loop = asyncio.get_running_loop()
+        silence, looked = Silence(interval, processor_delay(self._process.pid)), loop.time()
+        while not asking.done():
+            await asyncio.wait([asking], timeout=interval)
+            if asking.done():
+                return
+            now = loop.time()
+            silence.looked(now - looked, processor_delay(self._process.pid))
+            looked = now
+            verdict = silence.verdict(allowed, self._longest_step)
+            if verdict is not Verdict.WAIT and not self.stalled:
+                self.stalled = True
+                await tell(True)
+            if verdict is Verdict.HUNG:
+                self._epitaph = f"the engine said nothing for {silence.seconds:.1f} s and was killed"
+                self._process.kill()
+                await asyncio.wait([asking])
 
     async def wait_dead(self) -> None:
         """Until the engine is gone, for whatever reason."""

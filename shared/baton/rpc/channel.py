@@ -34,11 +34,24 @@ SERVER_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.http2.min_ping_interval_without_data_ms", 500),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.so_reuseport", 0),
-    ("grpc.keepalive_time_ms", 5000),
-    ("grpc.keepalive_timeout_ms", 2000),
-    ("grpc.http2.ping_timeout_ms", 2000),  # as above: without it a frozen caller holds its calls for a minute
     ("grpc.keepalive_permit_without_calls", 1),
 ]
+"""All servers'; those of services have `server_options`."""
+
+
+def server_options(silence: float) -> list[tuple[str, int | str]]:
+    """Options of a server whose callers are gone, and their calls with them, when they are silent for so long.
+
+    Args:
+        silence: seconds; half of it passes before they are pinged, half is theirs to answer.
+    """
+    half_ms = int(silence * 500)
+    return [
+        *SERVER_OPTIONS,
+        ("grpc.keepalive_time_ms", half_ms),
+        ("grpc.keepalive_timeout_ms", half_ms),
+        ("grpc.http2.ping_timeout_ms", half_ms),  # as above: without it a frozen caller holds its calls for a minute
+    ]
 
 
 def mesh_channel(target: str) -> grpc.aio.Channel:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import grpc
 
+from baton.rpc.drain import Drain
 from baton.rpc.errors import BatonError, to_status
 from baton.rpc.request_id import HEADER, usable
 from baton.telemetry.tracing import ServerSpan, server_span
@@ -43,7 +44,13 @@ class RimInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     Streaming handlers are async generators. They are driven here, and closed here when the call ends in any way, so a
     handler's `async with` blocks have run when the call is over.
+
+    Args:
+        drain: of this process; it refuses late calls. None: one that never begins.
     """
+
+    def __init__(self, drain: Drain | None = None) -> None:
+        self._drain = drain or Drain()
 
     async def intercept_service(
         self,
@@ -56,30 +63,35 @@ class RimInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         method = handler_call_details.method
         codec = (handler.request_deserializer, handler.response_serializer)
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(_guard_unary(handler.unary_unary, method), *codec)
+            return grpc.unary_unary_rpc_method_handler(_guard_unary(handler.unary_unary, method, self._drain), *codec)
         if handler.unary_stream and inspect.isasyncgenfunction(handler.unary_stream):
-            return grpc.unary_stream_rpc_method_handler(_guard_stream(handler.unary_stream, method), *codec)
+            return grpc.unary_stream_rpc_method_handler(
+                _guard_stream(handler.unary_stream, method, self._drain), *codec
+            )
         if handler.stream_stream and inspect.isasyncgenfunction(handler.stream_stream):
-            return grpc.stream_stream_rpc_method_handler(_guard_stream(handler.stream_stream, method), *codec)
+            return grpc.stream_stream_rpc_method_handler(
+                _guard_stream(handler.stream_stream, method, self._drain), *codec
+            )
         return handler
 
 
-def _guard_unary(behavior: Any, method: str) -> Any:
+def _guard_unary(behavior: Any, method: str, drain: Drain) -> Any:
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         with server_span(method, context.invocation_metadata()) as span:
             try:
-                return await behavior(request, context)
+                async with drain.serving(method):
+                    return await behavior(request, context)
             except Exception as error:  # noqa: BLE001 the rim: everything below raises, only this catches
                 await _abort(error, context, method, span)
 
     return guarded
 
 
-def _guard_stream(behavior: Any, method: str) -> Any:
+def _guard_stream(behavior: Any, method: str, drain: Drain) -> Any:
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         with server_span(method, context.invocation_metadata()) as span:
             try:
-                async with aclosing(behavior(request, context)) as responses:
+                async with drain.serving(method), aclosing(behavior(request, context)) as responses:
                     async for response in responses:
                         await context.write(response)
             except Exception as error:  # noqa: BLE001 the rim: everything below raises, only this catches

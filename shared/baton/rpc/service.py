@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -20,7 +20,9 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from baton import __version__
-from baton.rpc.channel import SERVER_OPTIONS
+from baton.rpc.channel import server_options
+from baton.rpc.drain import Drain
+from baton.rpc.hang_up import hang_up
 from baton.rpc.health import Health
 from baton.rpc.interceptor import RimInterceptor
 from baton.rpc.settings import ServiceSettings
@@ -30,14 +32,18 @@ log = logging.getLogger(__name__)
 
 SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
 
+_LINGER_SECONDS: Final = 0.25  # in which callers who do not know yet are told to go elsewhere
+_LAST_WORDS_SECONDS: Final = 0.5  # for a status to be written
+
 
 class Runtime:
     """What a service gets to build itself: the server to register on, health, and the ways to end."""
 
-    def __init__(self, name: str, server: grpc.aio.Server) -> None:
+    def __init__(self, name: str, server: grpc.aio.Server, drain: Drain | None = None) -> None:
         self.name = name
         self.server = server
-        self.draining = asyncio.Event()  # set on SIGTERM: take nothing new
+        self.drain = drain or Drain()
+        self.draining = self.drain.begun  # set on SIGTERM: take nothing new
         self.health = Health(self.draining)
         self.service_names: list[str] = []
         self.failure: str | None = None
@@ -84,8 +90,11 @@ def main(name: str, settings_class: type[SettingsT], build: Build[SettingsT], ar
 
 async def _run(name: str, settings: SettingsT, build: Build[SettingsT]) -> int:
     tracing.configure(name, settings.otlp_endpoint, settings.trace_ratio)
-    server = grpc.aio.server(interceptors=[RimInterceptor()], options=SERVER_OPTIONS)
-    runtime = Runtime(name, server)
+    drain = Drain()
+    server = grpc.aio.server(
+        interceptors=[RimInterceptor(drain)], options=server_options(settings.caller_silence_seconds)
+    )
+    runtime = Runtime(name, server, drain)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, runtime.stopping.set)
@@ -148,7 +157,15 @@ async def _serve(settings: SettingsT, runtime: Runtime, build: Build[SettingsT],
         log.info("draining")
         runtime.draining.set()
         await runtime.set_serving(False)
-        await runtime.server.stop(0 if runtime.failure else settings.drain_seconds)
+        # A service that lost its engine has nothing to finish, but its calls are to say so before they end.
+        await drained(runtime, port, _LAST_WORDS_SECONDS if runtime.failure else settings.drain_seconds)
+
+
+async def drained(runtime: Runtime, port: int, seconds: float) -> None:
+    """Finish the calls, or end them after so many seconds, then shut the server on that port down."""
+    await runtime.drain.finish(seconds, 0.0 if runtime.failure else _LINGER_SECONDS)
+    hang_up(port)
+    await runtime.server.stop(_LAST_WORDS_SECONDS)
 
 
 def write_atomically(path: Any, text: str) -> None:

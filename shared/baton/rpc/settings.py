@@ -18,6 +18,9 @@ class ServiceSettings(BaseSettings):
     ready_file: Path | None = Field(None, description="JSON with addresses and pid is written here once serving")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     drain_seconds: float = Field(30.0, ge=0, description="how long running requests may take to finish on SIGTERM")
+    caller_silence_seconds: float = Field(
+        2.0, ge=0.2, description="a caller that does not answer pings for this long is gone, and its calls end"
+    )
     otlp_endpoint: str = Field(
         "", description="OpenTelemetry collector, host:port of its gRPC receiver; empty: no traces"
     )

@@ -64,6 +64,11 @@ async def running_engine(settings: WorkerSettings, runtime: Runtime, meter: Step
     def progress(stage: str, fraction: float) -> None:
         log.info("loading", extra={"stage": stage, "fraction": round(fraction, 3)})
 
+    async def stalled(so: bool) -> None:
+        log.warning("the engine does not answer" if so else "the engine answers again")
+        if not runtime.draining.is_set():
+            await runtime.set_serving(not so)
+
     try:
         if cores := parse_cpus(settings.cpus):
             pin(cores)  # before the engine starts: it inherits them, and its threads do
@@ -76,7 +81,7 @@ async def running_engine(settings: WorkerSettings, runtime: Runtime, meter: Step
     engine.on_report.append(meter.learn)
     watching = [
         asyncio.create_task(_fail_with(engine, runtime)),
-        asyncio.create_task(engine.check_alive(settings.engine_silence_seconds)),
+        asyncio.create_task(engine.check_alive(settings.engine_silence_seconds, stalled)),
     ]
     try:
         try:

@@ -108,7 +108,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                 waiting_prompt_tokens=report.waiting_prompt_tokens if report else 0,
                 step_cost=cost.to_proto() if cost else None,
             ),
-            draining=self._runtime.draining.is_set(),
+            draining=self._runtime.draining.is_set() or self._engine.stalled,
         )
 
     def _on_report(self, report: StepReport) -> None:

@@ -49,9 +49,10 @@ class WorkerSettings(ServiceSettings):
     )
 
     engine_silence_seconds: float = Field(
-        3.0,
+        2.5,
         gt=0,
-        description="an engine that does not answer for this long, and ten of its steps, is hung: the end",
+        description="an engine that does not answer for this long, and ten of its steps, is hung: the end. After half "
+        "of it nothing new comes to it. Time in which it waited for a processor does not count",
     )
 
     @field_validator("cpus")

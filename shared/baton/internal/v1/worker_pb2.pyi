@@ -85,7 +85,7 @@ class WatchResponse(_message.Message):
     version: _builtins.str
     """Version of Baton."""
     draining: _builtins.bool
-    """It finishes what it has and takes nothing new."""
+    """It takes nothing new: it finishes what it has and ends, or its engine does not answer just now."""
     @_builtins.property
     def model(self) -> Global___WorkerModel:
         """The model it serves."""
