@@ -1,0 +1,161 @@
+"""What is read from a run: pauses, detection, reclaim, goodput. Each function makes a check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+
+from tests.faults.history import Asked, History
+from tests.faults.scenario import Check, Figure, Run
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """Nearest rank; 0 for none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+
+
+def failed(limit: int = 0) -> Check:
+    """Patient requests that did not end OK."""
+
+    def check(run: Run) -> Figure:
+        patient = [asked for asked in run.history.requests if asked.kind == "patient"]
+        bad = sum(asked.code != "OK" for asked in patient)
+        return Figure("failed", f"{limit} of {len(patient)}", f"{bad} of {len(patient)}", bad <= limit)
+
+    return check
+
+
+def moved() -> Check:
+    """Requests that moved between decode workers: without any, the fault hit nobody."""
+
+    def check(run: Run) -> Figure:
+        migrations = sum(a.summed.migrations for r in run.history.requests for a in r.attempts if a.summed is not None)
+        return Figure("migrations", "> 0", str(migrations), migrations > 0)
+
+    return check
+
+
+def remote() -> Check:
+    """Requests whose prompt was computed by a prefill worker."""
+
+    def check(run: Run) -> Figure:
+        count = sum(a.summed.remote for r in run.history.requests for a in r.attempts if a.summed is not None)
+        return Figure("prefilled remotely", "> 0", str(count), count > 0)
+
+    return check
+
+
+def longest_pause() -> Check:
+    """The longest silence in a stream of a patient client; only told."""
+
+    def check(run: Run) -> Figure:
+        pauses = [pause for asked in _patient(run.history) for _, pause in asked.gaps()]
+        return Figure("longest pause of a stream", "", f"{max(pauses, default=0.0):.2f} s")
+
+    return check
+
+
+def detected(prefix: str, victim: str, limit: float) -> Check:
+    """From a fault until a router or a decode worker first said that the victim is lost."""
+
+    def check(run: Run) -> Figure:
+        begun = run.when(prefix)
+        found = min((at - begun for at in _losses(run, victim, begun)), default=None)
+        value = "not told in any log" if found is None else f"{found:.2f} s"
+        return Figure(f"{victim} detected after", f"<= {limit:g} s", value, found is not None and found <= limit)
+
+    return check
+
+
+def _losses(run: Run, victim: str, since: float) -> Iterator[float]:
+    """When the others' logs say that something is wrong with a service."""
+    address = run.bed.proxies[victim].address
+    for name in run.bed.topology.services:
+        if name == victim or not name.startswith(("router", "decode")):
+            continue
+        for line in run.bed.service(name).log.read_text(errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            message = str(entry.get("message", ""))
+            about = address in message or (victim.startswith("prefill") and "prefill lost" in message)
+            if not about or message.endswith("is there"):
+                continue
+            at = datetime.strptime(entry["time"], "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC).timestamp() - run.wall
+            if at >= since - 0.002:
+                yield max(at, since)
+
+
+def reclaimed(limit: float = 0.25) -> Check:
+    """From a cancel until the workers said that they hold nothing of it, p99."""
+
+    def check(run: Run) -> Figure:
+        assert run.sampler is not None
+        times = list(run.sampler.freed_after(run.history))
+        p50, p99 = percentile(times, 0.5), percentile(times, 0.99)
+        value = f"{p99 * 1000:.0f} ms (p50 {p50 * 1000:.0f}, max {max(times, default=0) * 1000:.0f}; {len(times)} seen)"
+        return Figure(
+            "blocks free after a cancel, p99", f"<= {limit * 1000:.0f} ms", value, bool(times) and p99 <= limit
+        )
+
+    return check
+
+
+def told_after_deadline(limit: float = 0.05) -> Check:
+    """How long after its deadline a request's client has the status, p99."""
+
+    def check(run: Run) -> Figure:
+        late = [
+            ended.at - attempt.deadline_at
+            for asked in run.history.requests
+            for attempt in asked.attempts
+            if (ended := attempt.ended) is not None and ended.code == "DEADLINE_EXCEEDED"
+        ]
+        value = f"{percentile(late, 0.99) * 1000:.0f} ms (max {max(late, default=0) * 1000:.0f}; {len(late)} seen)"
+        return Figure(
+            "status after the deadline, p99", f"<= {limit * 1000:.0f} ms", value, percentile(late, 0.99) <= limit
+        )
+
+    return check
+
+
+def spacing(limit: float, kinds: Sequence[str] = ("patient",)) -> Check:
+    """Time between tokens of the undisturbed clients, p99, against the same load without the fault."""
+
+    def check(run: Run) -> Figure:
+        assert run.calm is not None
+        calm = percentile(_gaps(run.calm, kinds), 0.99)
+        now = percentile(_gaps(run.history, kinds), 0.99)
+        ratio = now / calm if calm else 0.0
+        value = f"{ratio:.2f}x ({now * 1000:.0f} to {calm * 1000:.0f} ms)"
+        return Figure("others' time between tokens, p99", f"<= {limit:g}x", value, bool(calm) and ratio <= limit)
+
+    return check
+
+
+def code(kind: str, wanted: str, at_least: float = 1.0) -> Check:
+    """Share of one kind of client's requests that end with a code."""
+
+    def check(run: Run) -> Figure:
+        theirs = [asked for asked in run.history.requests if asked.kind == kind]
+        hits = sum(asked.code == wanted for asked in theirs)
+        met = bool(theirs) and hits >= at_least * len(theirs)
+        return Figure(f"{kind}: {wanted}", f">= {at_least:.0%}" if at_least else "", f"{hits} of {len(theirs)}", met)
+
+    return check
+
+
+def goodput(history: History, seconds: float) -> float:
+    """Tokens of requests that ended OK within their deadline, per second."""
+    return sum(len(asked.tokens) for asked in history.requests if asked.code == "OK") / max(seconds, 1e-9)
+
+
+def _patient(history: History) -> list[Asked]:
+    return [asked for asked in history.requests if asked.kind == "patient"]
+
+
+def _gaps(history: History, kinds: Sequence[str]) -> list[float]:
+    return [gap for asked in history.requests if asked.kind in kinds for _, gap in asked.gaps()]
