@@ -53,16 +53,35 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """Hold a service's event "loop", or its "engine", from inside, while it has work."""
+    """Hold a service's event loop from inside while it has work."""
 
     name: str
-    part: str
     seconds: float = 10.0
 
     async def do(self, bed: Bed) -> None:
         await _busy(bed, self.name)
-        bed.hang(self.name, self.part, self.seconds)
+        bed.hang(self.name, self.seconds)
         await asyncio.sleep(self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class StopEngine:
+    """A device that does not answer: the engine stands still while its service lives, until that gives up and ends."""
+
+    name: str
+    seconds: float = 10.0
+
+    async def do(self, bed: Bed) -> None:
+        await _busy(bed, self.name)
+        bed.stop_engine(self.name)
+        try:
+            async with asyncio.timeout(self.seconds):
+                await bed.service(self.name).process.wait()
+            bed.note(f"{self.name} gave up")
+        except TimeoutError:
+            bed.note(f"{self.name} lives on")
+        finally:
+            bed.continue_engine(self.name)
 
 
 @dataclass(frozen=True, slots=True)

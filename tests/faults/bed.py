@@ -124,13 +124,23 @@ class Bed:
         self.frozen.discard(name)
         self._signal(name, signal.SIGCONT)
 
-    def hang(self, name: str, part: str, seconds: float) -> None:
-        """Hold the "loop" of a service, or its "engine", for so long; a service whose engine hung ends by itself."""
-        self.note(f"hang {name} {part}")
+    def hang(self, name: str, seconds: float) -> None:
+        """Hold the event loop of a service for so long."""
+        self.note(f"hang {name}")
         self._hang_file.write_text(str(seconds))
-        front, *engines = self._families[name]
-        for process in (front,) if part == "loop" else engines:
-            process.send_signal(signal.SIGUSR2)
+        self.service(name).kill(signal.SIGUSR2)
+
+    def stop_engine(self, name: str) -> None:
+        """SIGSTOP the engine alone, as if its device did not answer."""
+        self.note(f"stop the engine of {name}")
+        for process in self._families[name][1:]:
+            process.send_signal(signal.SIGSTOP)
+
+    def continue_engine(self, name: str) -> None:
+        """SIGCONT; its service may have ended meanwhile."""
+        for process in self._families[name][1:]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
 
     async def mend(self) -> None:
         """Everything is well again: links, processes."""
