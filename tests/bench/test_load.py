@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 # Long beside what a busy machine is late by: a few milliseconds, whatever the time asked for. 2 % of these is more.
-TTFT = 1500.0
-ITL = 150.0
-OUTPUT = 12
+TTFT = 2000.0
+ITL = 300.0
+OUTPUT = 8
 ATTEMPTS = 4
 
 
