@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from baton.rpc.channel import SERVER_OPTIONS
-from baton.rpc.errors import InvalidArgument, ModelNotFound, Overloaded
+from baton.rpc.errors import BatonError, InvalidArgument, ModelNotFound, Overloaded, Unavailable
 from baton.rpc.interceptor import RimInterceptor, adopt_request_id
 from baton.v1 import chat_pb2, inference_pb2, inference_pb2_grpc, ledger_pb2, sampling_pb2
 
@@ -46,6 +46,8 @@ class ScriptedInference(inference_pb2_grpc.InferenceServicer):
     def __init__(self) -> None:
         self.requests: list[Any] = []
         self.metadata: list[dict[str, str]] = []
+        self.lose_after: int | None = None  # words, of those it sends, after which it is gone; -1: at once
+        self.lose_word: BatonError = Unavailable("this router is draining")
         self.cancelled = threading.Event()
         self.hanging = threading.Event()
 
@@ -60,6 +62,8 @@ class ScriptedInference(inference_pb2_grpc.InferenceServicer):
             raise InvalidArgument("sampling.top_p", "must be in (0, 1]")
         if request.text == "hang":
             await asyncio.sleep(60)
+        if self.lose_after is not None:
+            raise self.lose_word
         return inference_pb2.GenerateResponse(
             request_id=request_id, model="tiny", text="".join(WORDS), token_ids=[1, 2, 3, 4], summary=summary(), seed=7
         )
@@ -68,9 +72,14 @@ class ScriptedInference(inference_pb2_grpc.InferenceServicer):
         request_id = self._note(request, context)
         if request.text == "overloaded":
             raise Overloaded("no room", retry_after=2.5)
+        if self.lose_after == -1:
+            raise self.lose_word
         start = inference_pb2.StreamStart(request_id=request_id, model="tiny", seed=7, prompt_tokens=3)
         yield inference_pb2.StreamGenerateResponse(start=start)
-        for index, word in enumerate(WORDS):
+        first = len(request.resume_from.ids)
+        for index, word in list(enumerate(WORDS))[first:]:
+            if index - first == self.lose_after:
+                raise self.lose_word
             chunk = inference_pb2.TokenChunk(index=index, token_ids=[index + 1], text=word)
             yield inference_pb2.StreamGenerateResponse(chunk=chunk)
             if request.text == "hang":
@@ -80,6 +89,10 @@ class ScriptedInference(inference_pb2_grpc.InferenceServicer):
                 except asyncio.CancelledError:
                     self.cancelled.set()
                     raise
+        if self.lose_after == len(WORDS) - first:
+            raise self.lose_word
+        if request.text == "repeats":
+            yield inference_pb2.StreamGenerateResponse(chunk=chunk)
         if request.text != "truncated":
             yield inference_pb2.StreamGenerateResponse(summary=summary())
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from baton.client import BatonRpcError
+from baton.client.failover import split_targets
 
 out: Final = Console(highlight=False)
 """Results."""
@@ -22,13 +23,27 @@ err: Final = Console(stderr=True, highlight=False)
 
 _REORDERING: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
+
+def _named(target: str | None) -> str | None:
+    """Refuse a target without a name in it."""
+    if target:
+        try:
+            split_targets(target)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    return target
+
+
 Target = Annotated[
     str | None,
     typer.Option(
         envvar="BATON_TARGET",
-        help="host:port of the router. Default: the mesh `baton up` started last, else 127.0.0.1:50051.",
+        callback=_named,
+        help="host:port of the router, or of several with commas between them: when one is lost, the next goes on "
+        "(status, top, trace and bench look at the first). "
+        "Default: the mesh `baton up` started last, else 127.0.0.1:50051.",
         show_default=False,
-        metavar="HOST:PORT",
+        metavar="HOST:PORT[,...]",
     ),
 ]
 

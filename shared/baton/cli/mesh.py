@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from baton.client.failover import split_targets
+
 DEFAULT_TARGET: Final = "127.0.0.1:50051"
 
 
@@ -120,8 +122,13 @@ def last() -> Mesh | None:
     return mesh if mesh is not None and mesh.alive() else None
 
 
+def router_or_default(target: str | None) -> str:
+    """As `target_or_default`, for what looks at one router: of several the first."""
+    return split_targets(target_or_default(target))[0]
+
+
 def target_or_default(target: str | None) -> str:
-    """The router to talk to: the one named, else the latest mesh's, else the default port."""
+    """The router, or routers, to talk to: those named, else the latest mesh's, else the default port."""
     if target:
         return target
     mesh = last()

@@ -15,6 +15,7 @@ from rich.text import Text
 from baton.cli import console, mesh
 from baton.cli.probe import MeshState, ServiceState, probe
 from baton.cli.waterfall import bar
+from baton.client.failover import split_targets
 
 _GAUGE_CELLS: Final = 5
 
@@ -36,7 +37,7 @@ def status(
         known = mesh.read(ready_file)
         if known is None:
             console.fail(f"{ready_file} is no ready file of `baton up`", code=2)
-    address = target or (known.router if known else mesh.DEFAULT_TARGET)
+    address = split_targets(target)[0] if target else (known.router if known else mesh.DEFAULT_TARGET)
     if known is not None and known.router != address:
         known = None
     state = asyncio.run(probe(address, known))

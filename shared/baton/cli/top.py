@@ -37,7 +37,7 @@ def top(
 
     Rates, percentiles and shares are of the last ten seconds, as the router sees them. Ctrl-C ends it.
     """
-    address = mesh.target_or_default(target)
+    address = mesh.router_or_default(target)
     with console.rpc_errors(address), suppress(KeyboardInterrupt), grpc.insecure_channel(address) as channel:
         states = _states(channel, interval, once=once)
         if as_json:

@@ -37,7 +37,7 @@ def trace(
 
     The router keeps the ledgers of its latest requests, also of those that failed or were cancelled.
     """
-    address = mesh.target_or_default(target)
+    address = mesh.router_or_default(target)
     with console.rpc_errors(address), grpc.insecure_channel(address) as channel:
         stub = observe_pb2_grpc.ObserveStub(channel)
         try:

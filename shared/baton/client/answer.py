@@ -116,6 +116,8 @@ class Answer:
     """Of an answer from the response cache: the entry, as `baton cache get` takes it."""
     cache_similarity: float | None = None
     """Of the answer of a similar question: cosine similarity of the two."""
+    resumes: int = 0
+    """Times the client went on at another router."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,9 @@ class ModelInfo:
     """Whether at least one decode worker serves it now."""
 
 
-def answer(start: Start, text: str, token_ids: tuple[int, ...], summary: inference_pb2.Summary) -> Answer:
+def answer(
+    start: Start, text: str, token_ids: tuple[int, ...], summary: inference_pb2.Summary, resumes: int = 0
+) -> Answer:
     """A whole answer from its parts."""
     return Answer(
         request_id=start.request_id,
@@ -157,6 +161,7 @@ def answer(start: Start, text: str, token_ids: tuple[int, ...], summary: inferen
         ledger=from_proto(summary.ledger),
         cache_entry=summary.cache_entry,
         cache_similarity=summary.cache_similarity if summary.HasField("cache_similarity") else None,
+        resumes=resumes,
     )
 
 

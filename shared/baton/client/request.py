@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, TypedDict, cast
+from typing import Final, TypedDict, TypeVar, cast
 
+from baton.client.answer import Start
 from baton.rpc.request_id import HEADER, RULE, usable
 from baton.v1 import chat_pb2, inference_pb2, sampling_pb2
 
 Prompt = str | Sequence[int]
 """Text, or token ids of the model's vocabulary."""
+
+
+StreamRequest = inference_pb2.StreamGenerateRequest | inference_pb2.StreamChatRequest
+StreamRequestT = TypeVar("StreamRequestT", bound=StreamRequest)
 
 
 class Role(Enum):
@@ -74,6 +80,8 @@ class Options(TypedDict, total=False):
     prefix_cache: bool
     """Use what earlier requests that began alike computed. Absent: true."""
     priority: int
+    resume_from: Sequence[int]
+    """Of a stream: tokens of the answer that are there already; the first chunk comes after them. Needs the seed."""
     request_id: str
     """Id of the request in logs and traces, 1 to 128 visible ASCII characters."""
     timeout: float | None
@@ -158,6 +166,16 @@ def stream_chat_request(messages: Sequence[Message], options: Options) -> infere
     return request
 
 
+def resumed(message: StreamRequestT, start: Start, token_ids: Sequence[int]) -> StreamRequestT:
+    """The request that goes on with an answer elsewhere: same seed, so the same tokens, from the next one on."""
+    again = copy.deepcopy(message)
+    again.model = start.model
+    again.sampling.seed = start.seed
+    del again.resume_from.ids[:]
+    again.resume_from.ids.extend(token_ids)
+    return again
+
+
 def metadata(options: Options, always: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """gRPC metadata of a call: the client's own, and the request id."""
     request_id = options.get("request_id")
@@ -166,6 +184,11 @@ def metadata(options: Options, always: Sequence[tuple[str, str]]) -> tuple[tuple
     if not usable(request_id):
         raise ValueError(f"request_id: must be {RULE}")
     return (*always, (HEADER, request_id))
+
+
+def same_id(metadata: Sequence[tuple[str, str]], request_id: str) -> tuple[tuple[str, str], ...]:
+    """Metadata under which a request goes on elsewhere: the id that the first router gave it."""
+    return (*(pair for pair in metadata if pair[0] != HEADER), (HEADER, request_id))
 
 
 def timeout(options: Options, default: float | None) -> float | None:
@@ -212,3 +235,7 @@ def _set_common(
         request.cache_control.prefix_cache = options["prefix_cache"]
     if "priority" in options:
         request.priority = options["priority"]
+    if "resume_from" in options:
+        if not isinstance(request, StreamRequest):
+            raise ValueError("resume_from: only a stream goes on from where it was")
+        request.resume_from.ids.extend(options["resume_from"])

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Protocol, Self, Unpack
+from typing import Protocol, Self, TypeVar, Unpack
 
 import grpc
 
 from baton.client import answer, request
 from baton.client.answer import Answer, Chunk, ModelInfo, Start
-from baton.client.channel import CLIENT_CHANNEL_OPTIONS, DEFAULT_TIMEOUT
+from baton.client.channel import DEFAULT_TIMEOUT, channel_options
 from baton.client.collector import Collector, StreamMessage
 from baton.client.errors import BatonRpcError, wrap
-from baton.client.request import Message, Options, Prompt
+from baton.client.failover import Failover, Routers, split_targets
+from baton.client.request import Message, Options, Prompt, StreamRequest
 from baton.v1 import inference_pb2, inference_pb2_grpc
+
+ResponseT = TypeVar("ResponseT")
+Metadata = tuple[tuple[str, str], ...]
 
 
 class _Call(Protocol):
@@ -22,18 +28,30 @@ class _Call(Protocol):
     def cancel(self) -> None: ...
 
 
+class _Open(Protocol):
+    """Starts a call."""
+
+    def __call__(self, router: int, request: StreamRequest, timeout: float | None, metadata: Metadata) -> _Call: ...
+
+
 class AnswerStream(Iterator[Chunk]):
     """A streamed answer: iterate for its chunks, then read `answer`.
 
     Closing it (or leaving its `with` block, or dropping it) before its end cancels the call, and with it all work the
-    mesh does for it.
+    mesh does for it. Of a client with several routers it goes on at the next one when one is lost: the reader sees a
+    pause.
     """
 
-    def __init__(self, call: _Call) -> None:
-        self._call = call
-        self._messages = iter(call)
-        self._collector = Collector()
+    def __init__(self, open_call: _Open, request: StreamRequest, failover: Failover, metadata: Metadata) -> None:
+        self._open = open_call
+        self._request = request
+        self._failover = failover
+        self._metadata = metadata
+        self._collector = Collector(request)
         self._answer: Answer | None = None
+        self._closed = threading.Event()
+        self._call = open_call(failover.router, request, failover.timeout(), metadata)
+        self._messages = iter(self._call)
 
     @property
     def start(self) -> Start | None:
@@ -60,20 +78,36 @@ class AnswerStream(Iterator[Chunk]):
         """
         if self._answer is not None:
             raise StopIteration
-        try:
-            while True:
+        while True:
+            try:
                 chunk = self._collector.take(next(self._messages))
-                if chunk is not None:
-                    return chunk
-        except StopIteration:
-            self._answer = self._collector.finished()
-            raise
-        except grpc.RpcError as error:
-            raise wrap(error) from error
+            except StopIteration:
+                self._answer = self._collector.finished()
+                raise
+            except grpc.RpcError as error:
+                self._go_on(wrap(error))
+                continue
+            except BatonRpcError:
+                self.close()  # what comes is no answer
+                raise
+            if chunk is not None:
+                self._failover.progressed()
+                return chunk
 
     def close(self) -> None:
         """Cancel the call if it still runs."""
+        self._closed.set()
         self._call.cancel()
+
+    def _go_on(self, error: BatonRpcError) -> None:
+        """Get the rest from another router; raises the error if there is none to be had."""
+        if self._closed.is_set() or self._closed.wait(self._failover.lost(error)):
+            raise error
+        request, metadata = self._collector.resumed(self._request, self._metadata)
+        self._call = self._open(self._failover.router, request, self._failover.timeout(), metadata)
+        self._messages = iter(self._call)
+        if self._closed.is_set():
+            self._call.cancel()  # closed by another thread meanwhile
 
     def __enter__(self) -> Self:
         return self
@@ -85,10 +119,11 @@ class AnswerStream(Iterator[Chunk]):
 
 
 class Client:
-    """A connection to a router. Safe to share between threads.
+    """A connection to a router, or to several that serve the same mesh. Safe to share between threads.
 
     Args:
-        target: gRPC name of the router, for example "127.0.0.1:50051" or "dns:///baton:50051".
+        target: gRPC name of the router, for example "127.0.0.1:50051" or "dns:///baton:50051". Of several, in a list or
+            with commas between them, the first one that can be reached is used; when it is lost, the next.
         timeout: deadline of a request that sets none, seconds; None: none.
         credentials: TLS; None: plain text.
         metadata: sent with every call.
@@ -96,20 +131,23 @@ class Client:
 
     def __init__(
         self,
-        target: str,
+        target: str | Sequence[str],
         *,
         timeout: float | None = DEFAULT_TIMEOUT,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Sequence[tuple[str, str]] = (),
     ) -> None:
-        self.target = target
+        targets = split_targets(target)
+        self.target = ",".join(targets)
         self._timeout = timeout
         self._metadata = tuple(metadata)
+        options = channel_options(len(targets))
         if credentials is None:
-            self._channel = grpc.insecure_channel(target, options=CLIENT_CHANNEL_OPTIONS)
+            self._channels = [grpc.insecure_channel(one, options=options) for one in targets]
         else:
-            self._channel = grpc.secure_channel(target, credentials, options=CLIENT_CHANNEL_OPTIONS)
-        self._stub = inference_pb2_grpc.InferenceStub(self._channel)
+            self._channels = [grpc.secure_channel(one, credentials, options=options) for one in targets]
+        self._stubs = [inference_pb2_grpc.InferenceStub(channel) for channel in self._channels]
+        self._routers = Routers(len(targets))
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Answer:
         """Continue a prompt.
@@ -118,18 +156,12 @@ class Client:
             BatonRpcError: the call failed.
         """
         message = request.generate_request(prompt, options)
-        try:
-            response = self._stub.Generate(message, timeout=self._seconds(options), metadata=self._sent(options))
-        except grpc.RpcError as error:
-            raise wrap(error) from error
-        return answer.from_generate(response)
+        return answer.from_generate(self._whole(lambda stub: stub.Generate, message, options))
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AnswerStream:
         """Continue a prompt; the chunks come as they are generated."""
         message = request.stream_generate_request(prompt, options)
-        return AnswerStream(
-            self._stub.StreamGenerate(message, timeout=self._seconds(options), metadata=self._sent(options))
-        )
+        return self._streamed(lambda stub: stub.StreamGenerate, message, options)
 
     def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Answer:
         """Answer a conversation.
@@ -138,18 +170,12 @@ class Client:
             BatonRpcError: the call failed.
         """
         message = request.chat_request(messages, options)
-        try:
-            response = self._stub.Chat(message, timeout=self._seconds(options), metadata=self._sent(options))
-        except grpc.RpcError as error:
-            raise wrap(error) from error
-        return answer.from_chat(response)
+        return answer.from_chat(self._whole(lambda stub: stub.Chat, message, options))
 
     def stream_chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> AnswerStream:
         """Answer a conversation; the chunks come as they are generated."""
         message = request.stream_chat_request(messages, options)
-        return AnswerStream(
-            self._stub.StreamChat(message, timeout=self._seconds(options), metadata=self._sent(options))
-        )
+        return self._streamed(lambda stub: stub.StreamChat, message, options)
 
     def models(self) -> list[ModelInfo]:
         """The models served.
@@ -157,28 +183,34 @@ class Client:
         Raises:
             BatonRpcError: the call failed.
         """
-        try:
-            response = self._stub.ListModels(
-                inference_pb2.ListModelsRequest(), timeout=self._timeout, metadata=self._metadata
-            )
-        except grpc.RpcError as error:
-            raise wrap(error) from error
+        response = self._whole(lambda stub: stub.ListModels, inference_pb2.ListModelsRequest(), Options())
         return [answer.from_model(model) for model in response.models]
 
     def wait_ready(self, timeout: float) -> None:
-        """Wait until the router can be reached.
+        """Wait until a router can be reached.
 
         Raises:
-            BatonRpcError: UNAVAILABLE, it could not within `timeout` seconds.
+            BatonRpcError: UNAVAILABLE, none could within `timeout` seconds.
         """
+        ready = threading.Event()
+
+        def changed(connectivity: grpc.ChannelConnectivity) -> None:
+            if connectivity is grpc.ChannelConnectivity.READY:
+                ready.set()
+
+        for channel in self._channels:
+            channel.subscribe(changed, try_to_connect=True)
         try:
-            grpc.channel_ready_future(self._channel).result(timeout=timeout)
-        except grpc.FutureTimeoutError as error:
-            raise BatonRpcError(grpc.StatusCode.UNAVAILABLE, f"nothing answers at {self.target}") from error
+            if not ready.wait(timeout):
+                raise BatonRpcError(grpc.StatusCode.UNAVAILABLE, f"nothing answers at {self.target}")
+        finally:
+            for channel in self._channels:
+                channel.unsubscribe(changed)
 
     def close(self) -> None:
-        """Cancel what runs and free the connection."""
-        self._channel.close()
+        """Cancel what runs and free the connections."""
+        for channel in self._channels:
+            channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -188,8 +220,29 @@ class Client:
     ) -> None:
         self.close()
 
-    def _seconds(self, options: Options) -> float | None:
-        return request.timeout(options, self._timeout)
+    def _whole(
+        self,
+        method: Callable[[inference_pb2_grpc.InferenceStub], Callable[..., ResponseT]],
+        message: object,
+        options: Options,
+    ) -> ResponseT:
+        """An answer in one piece; of a router that is lost nothing came, so the next one begins anew."""
+        failover = Failover(self._routers, request.timeout(options, self._timeout))
+        metadata = request.metadata(options, self._metadata)
+        while True:
+            try:
+                return method(self._stubs[failover.router])(message, timeout=failover.timeout(), metadata=metadata)
+            except grpc.RpcError as error:
+                time.sleep(failover.lost(wrap(error)))
 
-    def _sent(self, options: Options) -> tuple[tuple[str, str], ...]:
-        return request.metadata(options, self._metadata)
+    def _streamed(
+        self,
+        method: Callable[[inference_pb2_grpc.InferenceStub], Callable[..., _Call]],
+        message: StreamRequest,
+        options: Options,
+    ) -> AnswerStream:
+        def open_call(router: int, request: StreamRequest, timeout: float | None, metadata: Metadata) -> _Call:
+            return method(self._stubs[router])(request, timeout=timeout, metadata=metadata)
+
+        failover = Failover(self._routers, request.timeout(options, self._timeout))
+        return AnswerStream(open_call, message, failover, request.metadata(options, self._metadata))

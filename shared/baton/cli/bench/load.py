@@ -22,7 +22,7 @@ from baton.bench.load import Asking, Generator, Load, Progress, precise_loop
 from baton.bench.report import Objectives, Report, report
 from baton.bench.workload import BadLengths, Lengths, Workload
 from baton.cli import console
-from baton.cli.mesh import target_or_default
+from baton.cli.mesh import router_or_default
 from baton.client import AsyncClient, BatonRpcError, ModelInfo
 from baton.client.channel import CLIENT_CHANNEL_OPTIONS
 from baton.v1 import inference_pb2_grpc
@@ -87,7 +87,7 @@ def load(
         texts = _texts(prompts)
     except (BadLengths, OSError) as error:
         console.fail(str(error), code=2)
-    address = target_or_default(target)
+    address = router_or_default(target)
     with console.rpc_errors(address), asyncio.Runner(loop_factory=precise_loop) as runner:
         info = runner.run(_model(address, model))
         workload = Workload(*lengths, info.vocab_size, info.max_context, shared_prefix, texts)
