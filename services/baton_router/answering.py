@@ -15,11 +15,13 @@ from dataclasses import dataclass, replace
 from baton.internal.v1 import response_cache_pb2
 from baton.rpc.errors import BatonError, DeadlineExceeded, NotFound
 from baton.v1 import inference_pb2, ledger_pb2
+from baton_router.admission import Admission, Place
 from baton_router.chunks import CachedChunk
 from baton_router.flight import Ending, Flight
 from baton_router.generation import Generation, Tier
 from baton_router.join import CacheLost, Join
 from baton_router.metrics import CACHE_FAILURES
+from baton_router.model_queue import Ticket
 from baton_router.record import Record
 from baton_router.response_cache import ResponseCache, cacheable, may_share
 from baton_router.validate import ResolvedRequest
@@ -38,6 +40,7 @@ class Means:
     """What all requests share to get their answers."""
 
     tier: Tier
+    admission: Admission
     cache: ResponseCache
     max_request_seconds: float
     follow_silence_seconds: float
@@ -50,6 +53,7 @@ class Answering:
         means: to get it by.
         record: of the request that started the flight; its account is charged, even after it left.
         request: what to answer.
+        tenant: whose it is.
         start: what the cache is asked.
         fingerprint: of the model it was tokenized for.
         eos_token_ids: of that model.
@@ -60,6 +64,7 @@ class Answering:
         means: Means,
         record: Record,
         request: ResolvedRequest,
+        tenant: str,
         start: response_cache_pb2.JoinStart,
         fingerprint: str,
         eos_token_ids: tuple[int, ...],
@@ -68,6 +73,7 @@ class Answering:
         self._record = record
         self._account = record.account
         self._request = request
+        self._tenant = tenant
         self._start = start
         self._fingerprint = fingerprint
         self._eos_token_ids = eos_token_ids
@@ -91,6 +97,8 @@ class Answering:
 
     async def _share(self, flight: Flight) -> None:
         self._status(MISS)
+        if not self._means.admission.congested(self._fingerprint):
+            flight.accept()  # there is a place, in all likelihood, and a hit does not wait to be told of
         self._account.enter(ledger_pb2.KIND_NETWORK, ledger_pb2.HOP_CACHE)
         async with self._means.cache.join(self._start, flight) as join:
             if join is None:
@@ -101,7 +109,7 @@ class Answering:
             self._account.book(ledger_pb2.HOP_CACHE, join.seat.lookup.timing)
             self._account.enter(ledger_pb2.KIND_OVERHEAD)
             if join.seat.role == response_cache_pb2.JOIN_ROLE_HIT:
-                self._replay(flight, join.seat.lookup)
+                self._replay(flight, join.seat.lookup)  # and its readers know that there is an answer
                 await join.leave()
             elif join.seat.role == response_cache_pb2.JOIN_ROLE_LEADER or not await self._follow(flight, join):
                 await self._lead(flight, join)
@@ -109,6 +117,7 @@ class Answering:
     async def _follow(self, flight: Flight, join: Join) -> bool:
         """Take another's chunks; whether that was the whole answer."""
         self._status(COALESCED)
+        flight.accept()
         self._account.enter(ledger_pb2.KIND_QUEUE)
         try:
             end = await join.follow(self._means.follow_silence_seconds)
@@ -167,9 +176,34 @@ class Answering:
         )
 
     async def _generate(self, flight: Flight) -> Ending:
+        """Have workers write the rest of the answer, as soon as they have a place for it.
+
+        Raises:
+            BatonError: they cannot, or have no place.
+        """
+        async with self._means.admission.place(self._fingerprint, self._ticket(flight), self._account) as place:
+            flight.accept()
+            return await self._write(flight, place)
+
+    def _ticket(self, flight: Flight) -> Ticket:
+        """The request, as those see it who give places."""
+        delivered = len(self._request.delivered) + len(flight.token_ids())
+        return Ticket(
+            tenant=self._tenant,
+            priority=self._request.priority,
+            prompt_tokens=len(self._request.prompt_ids) + delivered,
+            max_tokens=max(1, self._request.sampling.max_tokens - delivered),
+            deadline=lambda: self._deadline(flight),
+        )
+
+    def _deadline(self, flight: Flight) -> float:
+        """Of the most patient reader, on the event loop's clock."""
+        return flight.deadline() or asyncio.get_running_loop().time() + self._means.max_request_seconds
+
+    async def _write(self, flight: Flight, place: Place) -> Ending:
         """Have workers write the rest of the answer."""
         while True:
-            deadline = flight.deadline() or asyncio.get_running_loop().time() + self._means.max_request_seconds
+            deadline = self._deadline(flight)
             generation = Generation(
                 self._means.tier,
                 self._record.request_id,
@@ -183,6 +217,7 @@ class Answering:
                 async with aclosing(generation.tokens()) as messages:
                     async for tokens in messages:
                         self._record.arrived(len(tokens.token_ids))
+                        place.came(len(tokens.token_ids))
                         flight.push(
                             CachedChunk(
                                 token_ids=tokens.token_ids, text=tokens.text, since_start_us=flight.since_start_us()

@@ -14,16 +14,22 @@ from baton.rpc.service import CannotStart, Runtime
 from baton.text.model import TextModel
 from baton.text.tokenizer import ModelFilesError
 from baton.v1 import inference_pb2_grpc
+from baton_router.admission import Admission
 from baton_router.answering import Means
+from baton_router.capacity import Capacity, WorkerReport
 from baton_router.catalogue import Catalogue
+from baton_router.fair_queue import Bounds
 from baton_router.flight import Flights
 from baton_router.generation import Tier
 from baton_router.inference import InferenceServicer
+from baton_router.model_queue import QueuePolicy
 from baton_router.observe import ObserveServicer
+from baton_router.quotas import Quotas
 from baton_router.replicas import Replicas
 from baton_router.response_cache import ResponseCache
 from baton_router.settings import RouterSettings, targets
 from baton_router.targets import check_target
+from baton_router.tenants import Tenants, TenantsFileError
 from baton_router.transcript import RecordingServicer
 from baton_router.workers import WorkerView
 
@@ -38,7 +44,8 @@ async def build(settings: RouterSettings, runtime: Runtime) -> AsyncIterator[Non
         check_target(target)
     try:
         model = TextModel.load(settings.model, settings.served_name())
-    except ModelFilesError as error:
+        tenants = Tenants(settings.tenants_file)
+    except (ModelFilesError, TenantsFileError) as error:
         raise CannotStart(str(error)) from error
     channels = ChannelPool()
     view = WorkerView(channels, model.tokenizer.digest, settings.worker_silence_seconds, settings.resolve_seconds)
@@ -53,13 +60,21 @@ async def build(settings: RouterSettings, runtime: Runtime) -> AsyncIterator[Non
     )
     replicas = Replicas(targets(settings.cache_target), settings.resolve_seconds)
     cache = ResponseCache(channels, replicas, settings.cache_timeout_seconds, settings.cache_similar_timeout_seconds)
-    means = Means(tier, cache, settings.max_request_seconds, settings.follow_silence_seconds)
+    admission = Admission(_queue_policy(settings), tenants, lambda fingerprint: _capacity(view, fingerprint))
+    quotas = Quotas(tenants, settings.max_in_flight, asyncio.get_running_loop().time)
+    means = Means(tier, admission, cache, settings.max_request_seconds, settings.follow_silence_seconds)
     flights = Flights()
     catalogue = Catalogue(settings, model, view)
     try:
-        async with view.watching(decode, prefill), replicas.watched(), cache.filling(), flights.owned():
+        async with (
+            view.watching(decode, prefill),
+            replicas.watched(),
+            cache.filling(),
+            flights.owned(),
+            _reloading(tenants, settings),
+        ):
             servicer_class = RecordingServicer if _records_prompts(settings) else InferenceServicer
-            servicer = servicer_class(settings, model, catalogue, means, flights, runtime)
+            servicer = servicer_class(settings, model, catalogue, means, flights, quotas, runtime)
             inference_pb2_grpc.add_InferenceServicer_to_server(servicer, runtime.server)
             runtime.register("baton.v1.Inference")
             observe = ObserveServicer(servicer, view, runtime)
@@ -70,6 +85,39 @@ async def build(settings: RouterSettings, runtime: Runtime) -> AsyncIterator[Non
             yield
     finally:
         await channels.close()
+
+
+def _queue_policy(settings: RouterSettings) -> QueuePolicy:
+    return QueuePolicy(
+        bounds=Bounds(settings.max_queue_requests, settings.max_queue_tokens),
+        max_queue_seconds=settings.max_queue_seconds,
+        seconds_per_priority=settings.aging_seconds,
+        prefill_ahead_seconds=settings.prefill_ahead_seconds,
+    )
+
+
+def _capacity(view: WorkerView, fingerprint: str) -> Capacity:
+    """Of the workers of a model that take requests now."""
+    states = [worker.state for worker in view.workers()]
+    usable = [state for state in states if state.model.fingerprint == fingerprint and not state.draining]
+    return Capacity.of(WorkerReport.of(state) for state in usable)
+
+
+@asynccontextmanager
+async def _reloading(tenants: Tenants, settings: RouterSettings) -> AsyncIterator[None]:
+    """Look at the tenants' file from time to time, for the length of the block."""
+
+    async def look() -> None:
+        while True:
+            await asyncio.sleep(settings.tenants_reload_seconds)
+            tenants.reload()
+
+    looking = asyncio.create_task(look())
+    try:
+        yield
+    finally:
+        looking.cancel()
+        await asyncio.wait([looking])
 
 
 def _records_prompts(settings: RouterSettings) -> bool:

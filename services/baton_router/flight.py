@@ -74,6 +74,7 @@ class Flight:
         request_id: of the request it was started for.
         log: the answer so far.
         ending: how it ended; None while it flies, and when it failed.
+        accepted: nothing is known that keeps its readers from an answer: it has a place at the workers, or needs none.
         tokens: in the log.
     """
 
@@ -82,6 +83,7 @@ class Flight:
         self.log: StreamLog[CachedChunk] = StreamLog()
         self.ending: Ending | None = None
         self.tokens = 0
+        self.accepted = False
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._readers: set[Reader] = set()
@@ -123,6 +125,24 @@ class Flight:
         """Whether another router follows it, from now on."""
         self._wanted_elsewhere = wanted
         self._stop_if_unwanted()
+
+    def accept(self) -> None:
+        """Its readers may be told that there will be an answer."""
+        if not self.accepted:
+            self.accepted = True
+            self.log.notify()
+
+    async def wait_accepted(self, reader: Reader) -> None:
+        """Until its readers may be told so. One that is refused gets its status and nothing before: then gRPC's own
+        retries may take it elsewhere.
+
+        Raises:
+            BatonError: there will be no answer, or the reader may not read on.
+        """
+        while not self.accepted and not self.log.ended and reader.error is None:
+            await self.log.changed()
+        if not self.accepted and (error := reader.error or self.log.error) is not None:
+            raise error.with_traceback(None)
 
     def push(self, chunk: CachedChunk) -> None:
         """The next chunk, from the source as it is generated. A reader that is too far behind may not read on."""

@@ -1,10 +1,11 @@
 """The life of a request in the router, top to bottom.
 
-1. It gets an id, is admitted, checked, and tokenized.
+1. It gets an id, is counted against its tenant's limits, checked, and tokenized.
 2. It boards a flight (`flight.py`): that of an equal request which is under way, or a new one of its own.
-3. It is accepted: initial metadata with the id goes out. From here on it ends with a summary or a status.
-4. The flight's source (`answering.py`) asks the cache, and on a miss has the decode tier generate (`generation.py`),
-   over as many workers as it takes. What the client has not read yet waits, up to a bound.
+3. The flight's source (`answering.py`) asks the cache, and on a miss waits for a place at the workers (`admission.py`).
+4. It is accepted: initial metadata with the id goes out. From here on it ends with a summary or a status. The decode
+   tier generates (`generation.py`), over as many workers as it takes. What the client has not read yet waits, up to a
+   bound.
 5. The summary tells how it went; a complete answer goes to the cache in the background.
 """
 
@@ -18,12 +19,14 @@ from typing import Any
 import grpc
 
 from baton.internal.v1 import response_cache_pb2
-from baton.rpc.errors import Overloaded, Unavailable
+from baton.rpc.caller import current_caller
+from baton.rpc.errors import Overloaded, QuotaExceeded, Unavailable
 from baton.rpc.interceptor import adopt_request_id
 from baton.rpc.service import Runtime
+from baton.telemetry import tracing
 from baton.text.model import TextModel
 from baton.v1 import inference_pb2, inference_pb2_grpc, ledger_pb2
-from baton_router import metrics
+from baton_router import admission_metrics, metrics
 from baton_router.account import Account, server_timing
 from baton_router.answer import Event, WholeAnswer
 from baton_router.answering import Answering, Means
@@ -32,6 +35,7 @@ from baton_router.flight import Ending, Flight, Flights, Reader
 from baton_router.prompt import tokenize
 from baton_router.pulse import Pulse
 from baton_router.question import question_of
+from baton_router.quotas import Meter, Quotas
 from baton_router.record import Record
 from baton_router.records import Records
 from baton_router.response_cache import cache_key, digest, may_share
@@ -51,6 +55,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         catalogue: Catalogue,
         means: Means,
         flights: Flights,
+        quotas: Quotas,
         runtime: Runtime,
     ) -> None:
         self._settings = settings
@@ -58,6 +63,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         self._catalogue = catalogue
         self._means = means
         self._flights = flights
+        self._quotas = quotas
         self._runtime = runtime
         self.in_flight = 0
         self.records = Records(settings.kept_records)
@@ -146,16 +152,19 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         request_id = adopt_request_id(context)
         record = Record(request_id, method, self.pulse)
         account, summary = record.account, record.summary
-        with self._trailers(record, context), record.closing(), self._admitted():
+        tenant = current_caller().tenant
+        with self._trailers(record, context), record.closing(), self._admitted(tenant) as meter:
             deadline = self._deadline(context)
             serving = await self._catalogue.serving(deadline)
             resolved = await self._understand(request, serving, account)
             record.resolved(resolved, self._model.name)
-            flight, mine = self._board(record, resolved, serving)
+            meter.prompt(len(resolved.prompt_ids))
+            flight, mine = self._board(record, resolved, serving, tenant)
             limit = self._settings.max_unsent_tokens if buffer else None
             reader = Reader(account, deadline, limit, joins=not resolved.original_pace)
             index = len(resolved.delivered)
             async with flight.reading(reader) as chunks:
+                await flight.wait_accepted(reader)
                 # Only now: writing these takes half a millisecond, in which the flight is on its way already.
                 await context.send_initial_metadata((("x-request-id", request_id),))
                 yield inference_pb2.StreamStart(
@@ -169,6 +178,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
                         await flight.reached(cached.since_start_us)
                     account.first_token()
                     record.chunk(len(cached.token_ids))
+                    meter.answer(len(cached.token_ids))
                     account.handed_over()
                     yield inference_pb2.TokenChunk(index=index, token_ids=cached.token_ids, text=cached.text)
                     index += len(cached.token_ids)
@@ -189,7 +199,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         serving.require_worker()
         return resolved
 
-    def _board(self, record: Record, resolved: ResolvedRequest, serving: Serving) -> tuple[Flight, bool]:
+    def _board(self, record: Record, resolved: ResolvedRequest, serving: Serving, tenant: str) -> tuple[Flight, bool]:
         """The flight that brings the answer, and whether it was started for this request."""
         key = cache_key(resolved, serving.answers, self._model.text_digest)
         start = response_cache_pb2.JoinStart(key=key, question=resolved.question)
@@ -198,7 +208,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         if flight is not None:
             record.coalesced(flight.request_id)
             return flight, False
-        source = Answering(self._means, record, resolved, start, serving.fingerprint, serving.eos_token_ids)
+        source = Answering(self._means, record, resolved, tenant, start, serving.fingerprint, serving.eos_token_ids)
         return self._flights.launch(source.fly, record.request_id, shared), True
 
     @contextmanager
@@ -211,24 +221,34 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
             context.set_trailing_metadata((("server-timing", server_timing(record.summary.ledger)),))
 
     @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        """Count the request as in flight.
+    def _admitted(self, tenant: str) -> Iterator[Meter]:
+        """Count the request as in flight, and as its tenant's. What its workers have room for is asked later, when it
+        is known that the answer is not in the cache (`answering.py`).
 
         Raises:
             Overloaded: there are too many.
+            QuotaExceeded: its tenant has or had too many.
             Unavailable: the router is on its way out.
         """
         if self._runtime.draining.is_set():
             raise Unavailable("this router is draining")
+        tenant_class = self._quotas.policy(tenant).tenant_class
         if self.in_flight >= self._settings.max_in_flight:
+            admission_metrics.refused("max_in_flight", tenant_class)
             raise Overloaded(f"{self.in_flight} requests are in flight")
-        self.in_flight += 1
-        metrics.IN_FLIGHT.inc()
         try:
-            yield
-        finally:
-            self.in_flight -= 1
-            metrics.IN_FLIGHT.dec()
+            with self._quotas.entered(tenant) as meter:
+                self.in_flight += 1
+                metrics.IN_FLIGHT.inc()
+                try:
+                    yield meter
+                finally:
+                    self.in_flight -= 1
+                    metrics.IN_FLIGHT.dec()
+        except QuotaExceeded as error:
+            admission_metrics.refused(error.limit, tenant_class)
+            tracing.set_call_attributes({"baton.shed": error.limit})
+            raise
 
     def _deadline(self, context: Context) -> float:
         """On the event loop's clock: the client's, or the longest a request may take."""

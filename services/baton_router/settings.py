@@ -29,6 +29,25 @@ class RouterSettings(ServiceSettings):
     max_prompt_bytes: int = Field(1024 * 1024, ge=1, description="longest prompt or conversation, bytes as sent")
     max_messages: int = Field(1024, ge=1, description="most messages of a conversation")
     max_in_flight: int = Field(1024, ge=1, description="requests served at once; more are refused")
+    max_queue_requests: int = Field(
+        512, ge=1, description="requests that may wait for a place at the workers, per model; more are refused"
+    )
+    max_queue_tokens: int = Field(
+        1_000_000, ge=1, description="tokens these may have, prompts and expected answers together"
+    )
+    max_queue_seconds: float = Field(
+        30.0, gt=0, description="longest wait for a place; who would wait longer is refused at once"
+    )
+    aging_seconds: float = Field(
+        0.1, ge=0, le=10, description="waiting so long counts as much as one level of priority, within a tenant"
+    )
+    prefill_ahead_seconds: float = Field(
+        1.0, gt=0, description="prompts that may wait at the workers, in seconds of their time; others wait here"
+    )
+    tenants_file: Path | None = Field(
+        None, description="TOML with the limits and weights of tenants; default: none has any"
+    )
+    tenants_reload_seconds: float = Field(5.0, gt=0, description="how often it is looked at for changes")
     max_unsent_tokens: int = Field(
         1024, ge=1, description="tokens that may wait for a client that does not read, per stream"
     )

@@ -46,6 +46,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer, decode_pb2_grpc.DecodeServi
         finish_first: with `fail`: everything but the last word comes.
         hang_after: tokens after which the worker says nothing more, on any stream.
         pause: seconds between tokens.
+        gate: while it is not set, requests wait before their first token.
         text: of every token; empty: its number.
         requests: all it got.
         live: calls running now.
@@ -73,6 +74,8 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer, decode_pb2_grpc.DecodeServi
         self.hang_after: int | None = None
         self.hanging = asyncio.Event()
         self.pause = 0.0
+        self.gate = asyncio.Event()
+        self.gate.set()
         self.text = ""
         self.requests: list[decode_pb2.GenerateRequest] = []
         self.live = 0
@@ -125,6 +128,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer, decode_pb2_grpc.DecodeServi
             if self.fail is not None and self.fail_after == 0 and not self.finish_first:
                 await context.abort(self.fail, "scripted")
             yield decode_pb2.GenerateResponse(accepted=decode_pb2.Accepted())
+            await self.gate.wait()
             first = len(request.delivered_token_ids)
             for i in range(first, request.sampling.max_tokens):
                 if self.hang_after is not None and i - first >= self.hang_after:

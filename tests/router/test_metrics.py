@@ -31,6 +31,8 @@ OUTCOMES = [
     "failed_precondition",
     "fingerprint_mismatch",
     "overloaded",
+    "deadline_unreachable",
+    "quota_exceeded",
     "slow_reader",
     "unavailable",
     "worker_lost",

@@ -92,6 +92,37 @@ class Overloaded(_Retryable):
     reason = "OVERLOADED"
 
 
+class DeadlineUnreachable(Overloaded):
+    """By all that is known the first token would come after the caller's deadline; nothing was started."""
+
+    reason = "DEADLINE_UNREACHABLE"
+
+
+class QuotaExceeded(_Retryable):
+    """A limit of the caller's tenant is reached, whatever room there is; nothing was started.
+
+    Args:
+        tenant: whose limit.
+        limit: its name in the tenants file.
+        value: what it is, in words.
+        retry_after: seconds.
+    """
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "QUOTA_EXCEEDED"
+
+    def __init__(self, tenant: str, limit: str, value: str, retry_after: float) -> None:
+        super().__init__(f"{limit} is {value}", retry_after)
+        self.tenant = tenant
+        self.limit = limit
+
+    def details(self) -> list[Message]:
+        violation = error_details_pb2.QuotaFailure.Violation(
+            subject=f"tenant:{self.tenant or 'default'}", description=f"{self.limit}: {self}"
+        )
+        return [*super().details(), error_details_pb2.QuotaFailure(violations=[violation])]
+
+
 class SlowReader(_Retryable):
     """The client does not read its stream, and the unsent tokens reached their bound."""
 
