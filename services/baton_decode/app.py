@@ -19,6 +19,7 @@ from baton.worker.calls import Calls
 from baton.worker.engine import running_engine
 from baton.worker.servicer import WorkerServicer
 from baton.worker.step_meter import StepMeter
+from baton.worker.trials import Trials
 from baton_decode.decode import DecodeServicer
 from baton_decode.placer import Placer
 from baton_decode.prefill_client import PrefillClient
@@ -60,7 +61,8 @@ async def build(settings: DecodeSettings, runtime: Runtime) -> AsyncIterator[Non
                 engine.layout.bytes_per_token,
             )
             engine.on_report.append(placer.reported)
-            decode = DecodeServicer(engine, tokenizer, prefill, placer, spacing, calls, runtime)
+            trials = Trials(settings.trial_seconds)
+            decode = DecodeServicer(engine, tokenizer, prefill, placer, spacing, trials, calls, runtime)
             decode_pb2_grpc.add_DecodeServicer_to_server(decode, runtime.server)
             worker = WorkerServicer(worker_pb2.WORKER_ROLE_DECODE, settings, engine, meter, calls, runtime)
             worker_pb2_grpc.add_WorkerServicer_to_server(worker, runtime.server)

@@ -21,7 +21,7 @@ from baton.handoff.transport import Transport
 from baton.handoff.wire import WIRE_VERSION, Chunk, HandoffCorrupt, largest_chunk, layer_table
 from baton.internal.v1 import decode_pb2, prefill_pb2
 from baton.rpc.channel import ChannelPool, read_status
-from baton.rpc.errors import FailedPrecondition
+from baton.rpc.errors import FailedPrecondition, is_crash
 from baton.rpc.patience import patience
 from baton.telemetry import tracing
 from baton.v1 import inference_pb2
@@ -49,7 +49,15 @@ for _outcome in (
 
 
 class PrefillLost(Exception):
-    """The prefill service failed, vanished, fell silent, or sent broken KV. Another one, or this worker, can do it."""
+    """The prefill service failed, vanished, fell silent, or sent broken KV. Another one, or this worker, can do it.
+
+    Attributes:
+        crashed: its engine died or failed while it computed, for which this prompt may be the reason.
+    """
+
+    def __init__(self, message: str, *, crashed: bool = False) -> None:
+        super().__init__(message)
+        self.crashed = crashed
 
 
 class PrefillClient:
@@ -181,7 +189,9 @@ class PrefillClient:
                 raise PrefillLost(f"{target} said nothing for {self._silence:g} s") from None
             except grpc.aio.AioRpcError as error:
                 HANDOFFS.labels(error.code().name.lower()).inc()
-                raise PrefillLost(f"{target}: {error.code().name} {error.details()}") from error
+                raise PrefillLost(
+                    f"{target}: {error.code().name} {error.details()}", crashed=is_crash(error)
+                ) from error
             except HandoffCorrupt as error:
                 HANDOFFS.labels("corrupt").inc()
                 raise PrefillLost(f"{target}: {error}") from error

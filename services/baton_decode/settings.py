@@ -49,6 +49,9 @@ class DecodeSettings(WorkerSettings):
     prefill_silence_seconds: float = Field(
         2.5, gt=0, description="a prefill call that says nothing for this long is given up; it should every 0.1 s"
     )
+    trial_seconds: float = Field(
+        10.0, gt=0, description="a request that may have broken an engine holds other such requests up for so long"
+    )
 
     def placement(self) -> PrefillPlacement:
         """Who decides where prompts are computed."""

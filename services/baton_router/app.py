@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 from baton.internal.v1 import observe_pb2_grpc
 from baton.rpc.channel import ChannelPool
+from baton.rpc.retry_budget import RetryBudget
 from baton.rpc.service import CannotStart, Runtime
 from baton.text.model import TextModel
 from baton.text.tokenizer import ModelFilesError
@@ -57,6 +58,7 @@ async def build(settings: RouterSettings, runtime: Runtime) -> AsyncIterator[Non
         reattach_seconds=settings.reattach_seconds,
         deadline_margin_seconds=settings.deadline_margin_seconds,
         rng=random.Random(),
+        retries=RetryBudget(settings.retry_share),
     )
     replicas = Replicas(targets(settings.cache_target), settings.resolve_seconds)
     cache = ResponseCache(channels, replicas, settings.cache_timeout_seconds, settings.cache_similar_timeout_seconds)

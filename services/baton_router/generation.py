@@ -6,28 +6,33 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Collection
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
+from typing import Final
 
 import grpc
 
 from baton.internal.v1 import decode_pb2, decode_pb2_grpc, timing_pb2
 from baton.rpc.channel import ChannelPool, read_status
-from baton.rpc.errors import DeadlineExceeded
+from baton.rpc.errors import DeadlineExceeded, PoisonRequest
+from baton.rpc.retry_budget import RetryBudget
 from baton.telemetry import tracing
 from baton.text.tokenizer import Tokenizer
 from baton.v1 import ledger_pb2, sampling_pb2
 from baton_router.account import Account
 from baton_router.ending import ending
 from baton_router.loss import AttemptLost, Loss, meaning, no_worker_left
-from baton_router.metrics import MIGRATIONS
+from baton_router.metrics import MIGRATIONS, RETRIES_REFUSED
 from baton_router.placement import order_prefill, pick_decode
 from baton_router.response_cache import prefix_salt
 from baton_router.validate import ResolvedRequest
 from baton_router.workers import Worker, WorkerView
 
 log = logging.getLogger(__name__)
+
+_VANISHED_TWICE: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ class Tier:
     reattach_seconds: float
     deadline_margin_seconds: float
     rng: random.Random
+    retries: RetryBudget
 
 
 class Generation:
@@ -58,7 +64,7 @@ class Generation:
     Attributes:
         finished: how it ended, once `tokens` is through.
         migrations: times it moved on from a worker that had accepted it.
-        poisonous: whether it seems to break the workers it runs on.
+        poisonous: it breaks the workers it runs on.
     """
 
     def __init__(
@@ -80,14 +86,14 @@ class Generation:
         self._account = account
         self._delivered = list(request.delivered)
         self._failed: set[str] = set()  # incarnations
+        self._gone: dict[str, float] = {}  # of these, those that may only have been out of reach, and when; monotonic
         self._last_loss: AttemptLost | None = None
-        self._broke = 0  # workers that this request may have broken
+        self._vanished = 0  # workers that were gone from one moment to the next while they ran it
+        self._broke = 0  # workers that broke off with a defect
+        self._suspect = False  # an engine died under it: perhaps for its sake
         self.finished: decode_pb2.Finished | None = None
         self.migrations = 0
-
-    @property
-    def poisonous(self) -> bool:
-        return self._broke >= 2
+        self.poisonous = False
 
     async def tokens(self) -> AsyncGenerator[decode_pb2.Tokens, None]:
         """The answer, indices continuous over all attempts.
@@ -96,9 +102,11 @@ class Generation:
             BatonError: nobody can go on, or the deadline passed.
         """
         attempts = 0
+        self._tier.retries.request()
         while not self._ended():
             worker = await self._place()
             attempt = Attempt(self._tier, worker, self._account)
+            before = len(self._delivered)
             try:
                 async with aclosing(attempt.run(self._decode_request(), self._timeout())) as messages:
                     async for tokens in messages:
@@ -106,10 +114,14 @@ class Generation:
                         yield tokens
                 self.finished = attempt.finished
             except AttemptLost as lost:
-                attempts += 1
+                # Workers that come and go may do so as often as they like, as long as it gets further.
+                attempts += lost.loss is not Loss.GONE or len(self._delivered) == before
                 self._give_up_on(worker, lost, attempt.accepted)
                 if attempts > self._tier.max_migrations:
                     raise no_worker_left(lost) from lost
+            except PoisonRequest:
+                self.poisonous = True
+                raise
 
     def _ended(self) -> bool:
         """Whether nothing is missing: a worker said so, or what was delivered does."""
@@ -137,8 +149,7 @@ class Generation:
         loop = asyncio.get_running_loop()
         end = min(loop.time() + self._tier.reattach_seconds, self._deadline)
         while True:
-            candidate = pick_decode(view.decode(), self._fingerprint, self._failed, self._tier.rng)
-            worker = view.worker("decode", candidate) if candidate else None
+            worker = self._pick(self._failed) or self._pick(self._failed - self._back())
             if worker is not None:
                 return worker
             waits = self._last_loss is None or self._last_loss.loss in (Loss.GONE, Loss.CRASHED)
@@ -146,6 +157,16 @@ class Generation:
                 raise no_worker_left(self._last_loss)
             self._account.enter(ledger_pb2.KIND_QUEUE)
             await view.wait_change(end - loop.time())
+
+    def _pick(self, avoid: Collection[str]) -> Worker | None:
+        view = self._tier.view
+        candidate = pick_decode(view.decode(), self._fingerprint, avoid, self._tier.rng)
+        return view.worker("decode", candidate) if candidate else None
+
+    def _back(self) -> set[str]:
+        """Workers that were gone for this request, and have said something since."""
+        told = {worker.state.incarnation: worker.told for worker in self._tier.view.workers()}
+        return {incarnation for incarnation, when in self._gone.items() if told.get(incarnation, 0.0) > when}
 
     def _decode_request(self) -> decode_pb2.GenerateRequest:
         return decode_pb2.GenerateRequest(
@@ -158,6 +179,7 @@ class Generation:
             priority=self._request.priority,
             cache_salt=prefix_salt(self._request),
             bypass_prefix_cache=not self._request.prefix_cache,
+            suspect=self._suspect,
         )
 
     def _timeout(self) -> float:
@@ -168,12 +190,26 @@ class Generation:
         return left - min(self._tier.deadline_margin_seconds, left / 2)
 
     def _give_up_on(self, worker: Worker, lost: AttemptLost, accepted: bool) -> None:
-        if lost.loss in (Loss.BROKEN, Loss.CRASHED):
-            self._broke += 1
-            if self.poisonous:
-                # What breaks two workers will break the next.
-                raise no_worker_left(lost) from lost
+        match lost.loss:
+            case Loss.BROKEN:
+                self._broke += 1
+                self._suspect = True
+                if self._broke >= 2:
+                    # What breaks two workers will break the next.
+                    self.poisonous = True
+                    raise PoisonRequest from lost
+            case Loss.CRASHED:
+                self._suspect = True
+            case Loss.GONE if accepted:
+                # Workers are stopped and restarted; but a request may also take its worker's memory, front and all.
+                self._vanished += 1
+                self._suspect = self._suspect or self._vanished >= _VANISHED_TWICE
+        if lost.loss in (Loss.FULL, Loss.UNFIT, Loss.BROKEN) and not self._tier.retries.spend():
+            RETRIES_REFUSED.inc()
+            raise no_worker_left(lost) from lost
         self._failed.add(worker.state.incarnation)
+        if lost.loss is Loss.GONE:
+            self._gone[worker.state.incarnation] = time.monotonic()
         self._last_loss = lost
         if accepted:
             self.migrations += 1

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
 
 import grpc
-from google.protobuf import any_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -16,8 +14,10 @@ from baton.rpc.errors import (
     FailedPrecondition,
     InvalidArgument,
     Overloaded,
+    PoisonRequest,
     Unavailable,
     WorkerLost,
+    reason_of,
 )
 
 
@@ -25,7 +25,7 @@ class Loss(enum.Enum):
     """Why a worker does not go on with a request; another one may."""
 
     GONE = "gone"  # killed, cut off, hung, or draining
-    CRASHED = "crashed"  # its engine died under the request
+    CRASHED = "crashed"  # its engine died, or failed a step, under the request
     FULL = "full"  # it refused for lack of room
     UNFIT = "unfit"  # another model, or the request is more than its whole pool holds
     BROKEN = "broken"  # a bug or a broken stream
@@ -59,8 +59,10 @@ def meaning(error: grpc.aio.AioRpcError) -> BatonError | AttemptLost:
         return DeadlineExceeded("the deadline passed")
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return InvalidArgument(_field(error), error.details() or "refused by the decode worker")
-    loss = _LOSSES.get(code, Loss.BROKEN)
-    if loss is Loss.GONE and _reason(error) == WorkerLost.reason:
+    loss, reason = _LOSSES.get(code, Loss.BROKEN), reason_of(error)
+    if reason == PoisonRequest.reason:
+        return PoisonRequest()
+    if loss is Loss.GONE and reason == WorkerLost.reason:
         loss = Loss.CRASHED
     return AttemptLost(loss, f"{code.name}: {error.details()}")
 
@@ -80,25 +82,12 @@ def no_worker_left(last: AttemptLost | None) -> BatonError:
 
 def _field(error: grpc.aio.AioRpcError) -> str:
     """The field a worker's INVALID_ARGUMENT names."""
-    for detail in _details(error):
+    try:
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    except ValueError:
+        return "request"
+    for detail in status.details if status else ():
         bad = error_details_pb2.BadRequest()
         if detail.Unpack(bad) and bad.field_violations:
             return str(bad.field_violations[0].field)
     return "request"
-
-
-def _reason(error: grpc.aio.AioRpcError) -> str:
-    """The reason in a worker's status; empty: it gave none, or did not get to it."""
-    for detail in _details(error):
-        info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info):
-            return str(info.reason)
-    return ""
-
-
-def _details(error: grpc.aio.AioRpcError) -> Sequence[any_pb2.Any]:
-    try:
-        status = rpc_status.from_call(error)  # type: ignore[arg-type]
-    except ValueError:
-        return ()
-    return status.details if status else ()

@@ -60,6 +60,9 @@ CACHE_REPLICAS_LEFT_ALONE = Gauge(
 )
 FLIGHTS = Gauge("baton_response_cache_flights", "Generations that equal requests may share, under way")
 MIGRATIONS = Counter("baton_migrations_total", "Times a request moved to another decode worker")
+RETRIES_REFUSED = Counter(
+    "baton_retries_refused_total", "Requests that were not tried elsewhere because the retry budget was spent"
+)
 LEDGER_SECONDS = Histogram(
     "baton_ledger_seconds",
     "Time of a request in one entry of its ledger; an entry below zero counts as 0 and is told by "

@@ -54,6 +54,9 @@ class RouterSettings(ServiceSettings):
     max_request_seconds: float = Field(3600.0, gt=0, description="longest request, whatever its deadline")
 
     max_migrations: int = Field(3, ge=0, description="times a request may move to another decode worker")
+    retry_share: float = Field(
+        0.2, ge=0, le=1, description="requests tried elsewhere after a refusal, as a share of all; lost workers aside"
+    )
     # Clients are further away than services are from each other.
     caller_silence_seconds: float = Field(
         7.0, ge=0.2, description="a client that does not answer pings for this long is gone, and its calls end"

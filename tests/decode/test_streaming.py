@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from baton.engine.handle import EngineDied, RequestHandle
 from baton.engine.messages import Command, Failed, FailureReason, FinishReason, Output
 from baton.internal.v1 import decode_pb2
-from baton.rpc.errors import BatonError
 from baton.text.tokenizer import Tokenizer
 from baton.v1 import ledger_pb2, sampling_pb2
-from baton_decode import decode
+from baton.worker.trials import Trials
+from baton_decode import run as run_module
 from baton_decode.answer import Answer
-from baton_decode.decode import Run
+from baton_decode.run import Run, StepFailed
 from baton_decode.spacing import Spacing
 from tests.text.conftest import byte_fallback, byte_level
 
@@ -75,7 +75,7 @@ class Front:
         self.engine = Engine()
         self.handle = RequestHandle(self.engine, "r")
         self.run = Run(TOKENIZERS[0], a_request(TOKENIZERS[0]))
-        self.messages = self.run.stream(self.handle, Spacing(rate))
+        self.messages = self.run.stream(self.handle, Spacing(rate), Trials(10.0))
         self.text = ""
         self._made = 0
 
@@ -139,7 +139,7 @@ async def test_a_slow_reader_gets_what_is_there() -> None:
 
 
 async def test_the_first_token_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "LONGEST", LONG)
+    monkeypatch.setattr(run_module, "LONGEST", LONG)
     async with front(FEW) as one, asyncio.timeout(LONG / 2):
         coming = asyncio.create_task(one.next())
         await turns()
@@ -148,7 +148,7 @@ async def test_the_first_token_never_waits(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_the_end_never_waits_and_brings_what_waited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "LONGEST", LONG)
+    monkeypatch.setattr(run_module, "LONGEST", LONG)
     monkeypatch.setattr(Spacing, "seconds", lambda self: LONG)
     async with front(FEW) as one, asyncio.timeout(LONG / 2):
         one.step()
@@ -183,12 +183,12 @@ async def test_what_came_before_a_failure_is_delivered(monkeypatch: pytest.Monke
         one.step()
         one.handle.push(Failed("r", FailureReason.INTERNAL, "broken"))
         assert await one.next() == WORDS[1:3]
-        with pytest.raises(BatonError):
+        with pytest.raises(StepFailed, match="broken"):
             await one.next()
 
 
 async def test_what_came_before_the_engine_died_is_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "LONGEST", LONG)
+    monkeypatch.setattr(run_module, "LONGEST", LONG)
     monkeypatch.setattr(Spacing, "seconds", lambda self: LONG)
     async with front(FEW) as one, asyncio.timeout(LONG / 2):
         one.step()

@@ -21,9 +21,11 @@ from baton.internal.v1 import (
     worker_pb2_grpc,
 )
 from baton.rpc.channel import SERVER_OPTIONS
+from baton.rpc.errors import BatonError, PoisonRequest, Unavailable, WorkerLost
 from baton.rpc.interceptor import RimInterceptor
 from baton.text.tokenizer import Tokenizer
 from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
+from baton.worker.trials import Blame, Trial, Trials
 
 MS = 1_000_000
 
@@ -42,6 +44,9 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer, decode_pb2_grpc.DecodeServi
 
     Attributes:
         fail: status of the next calls instead of an answer.
+        error: raised where `fail` would strike, instead.
+        poison: of a prompt that begins with it the engine dies, and takes along what it computes; its
+            suspects are tried one at a time.
         fail_after: tokens after which `fail` strikes; 0: at once.
         finish_first: with `fail`: everything but the last word comes.
         hang_after: tokens after which the worker says nothing more, on any stream.
@@ -69,6 +74,11 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer, decode_pb2_grpc.DecodeServi
         )
         self.address = ""
         self.fail: grpc.StatusCode | None = None
+        self.error: BatonError | None = None
+        self.poison: int | None = None
+        self.trials = Trials(10.0)
+        self.dead = asyncio.Event()
+        self.cut = asyncio.Event()  # calls that run are UNAVAILABLE, while the worker lives
         self.fail_after = 0
         self.finish_first = False
         self.hang_after: int | None = None
@@ -124,7 +134,16 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer, decode_pb2_grpc.DecodeServi
     ) -> AsyncGenerator[decode_pb2.GenerateResponse, None]:
         self.requests.append(request)
         self.live += 1
+        stack = contextlib.ExitStack()
+        trial: Trial | None = None
         try:
+            if self.error is not None:
+                raise self.error
+            if request.suspect:
+                trial = stack.enter_context(self.trials.suspect(len(request.delivered_token_ids)))
+                await trial.turn.wait()
+            if request.token_ids[0] == self.poison:
+                self.dead.set()
             if self.fail is not None and self.fail_after == 0 and not self.finish_first:
                 await context.abort(self.fail, "scripted")
             yield decode_pb2.GenerateResponse(accepted=decode_pb2.Accepted())
@@ -137,7 +156,18 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer, decode_pb2_grpc.DecodeServi
                 if self.fail is not None and i - first >= self.fail_after and not self.finish_first:
                     await context.abort(self.fail, "scripted")
                 if self.pause:
-                    await asyncio.sleep(self.pause)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self.dead.wait(), self.pause)
+                if self.cut.is_set():
+                    raise Unavailable("cut off")
+                if self.dead.is_set():
+                    raise {
+                        Blame.GUILTY: PoisonRequest(),
+                        Blame.SUSPECT: WorkerLost("the engine died"),
+                        Blame.NONE: Unavailable("the engine died"),
+                    }[self.trials.blame(trial, computed=True)]
+                if trial is not None:
+                    self.trials.got(trial, 1, finished=i + 1 == request.sampling.max_tokens)
                 tokens = decode_pb2.Tokens(index=i, token_ids=[token_at(i)], text=self.text or text_at(i))
                 if i == first:
                     tokens.timing.CopyFrom(_timing(3 * MS))
@@ -155,6 +185,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer, decode_pb2_grpc.DecodeServi
                 )
             )
         finally:
+            stack.close()
             self.live -= 1
 
     async def DebugState(

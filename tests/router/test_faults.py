@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from baton.internal.v1 import worker_pb2
+from baton.rpc.errors import reason_of
 from baton.v1 import inference_pb2, sampling_pb2
 from tests.router.conftest import Router, eventually, running_router
 from tests.router.scripted import ScriptedWorker, text_at, token_at
@@ -165,8 +166,69 @@ async def test_breaking_two_workers_is_enough(router_model: Path) -> None:
         router = await stack.enter_async_context(running_router(router_model, decode_targets=addresses(workers)))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await router.stub.Generate(inference_pb2.GenerateRequest(text="fox"))
-        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+        assert reason_of(caught.value) == "POISON_REQUEST", "nobody is told to try that again"
         assert sum(len(worker.requests) for worker in workers) == 2
+
+
+async def test_a_poison_is_tried_twice_and_takes_nobody_along(router_model: Path) -> None:
+    """It kills the engine it runs on; those that were computed with it are tried one by one, and all finish."""
+    poison = 77
+    async with AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(ScriptedWorker.running(router_model)) for _ in range(4)]
+        for worker in workers:
+            worker.poison, worker.pause = poison, 0.02
+        router = await stack.enter_async_context(running_router(router_model, decode_targets=addresses(workers)))
+        mates = [asyncio.create_task(collect(router.stub.StreamGenerate(ask(40)))) for _ in range(12)]
+        await eventually(lambda: sum(worker.live for worker in workers) == 12)
+        bad = ask(40)
+        bad.ClearField("prompt")
+        bad.token_ids.ids.extend([poison, 50, 51])
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await collect(router.stub.StreamGenerate(bad))
+        assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+        assert reason_of(caught.value) == "POISON_REQUEST"
+        for mate in mates:
+            check_whole(await mate)
+        assert sum(worker.dead.is_set() for worker in workers) == 2
+        tries = [request for worker in workers for request in worker.requests if request.token_ids[0] == poison]
+        assert [request.suspect for request in tries] in ([False, True], [True, False])
+        assert any(r.suspect for worker in workers for r in worker.requests if r.token_ids[0] != poison)
+
+
+async def test_refusals_are_retried_within_a_budget(router_model: Path) -> None:
+    async with AsyncExitStack() as stack:
+        workers = await two_workers(stack, router_model)
+        for worker in workers:
+            worker.fail = grpc.StatusCode.RESOURCE_EXHAUSTED
+        router = await stack.enter_async_context(
+            running_router(router_model, decode_targets=addresses(workers), retry_share=0.0)
+        )
+        for _ in range(20):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await router.stub.Generate(inference_pb2.GenerateRequest(text="fox"))
+            assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        # The first ten requests asked both workers, as far as the reserve of ten reached, the others one.
+        assert 30 - 5 <= sum(len(worker.requests) for worker in workers) <= 30
+
+
+async def test_a_worker_that_was_only_out_of_reach_is_used_again(router_model: Path) -> None:
+    """Both are lost to a request in turn; the first one is back when the second one goes."""
+    async with AsyncExitStack() as stack:
+        workers = await two_workers(stack, router_model)
+        for worker in workers:
+            worker.pause = 0.01
+        router = await stack.enter_async_context(
+            running_router(router_model, decode_targets=addresses(workers), reattach_seconds=3)
+        )
+        call = aiter(router.stub.StreamGenerate(ask(100)))
+        messages = [await anext(call) for _ in range(5)]
+        for _ in range(3):
+            victim = next(worker for worker in workers if worker.live)
+            victim.cut.set()
+            messages += [await anext(call) for _ in range(10)]
+            victim.cut.clear()
+        assert check_whole(await collect(call, messages), 100).migrations == 3
 
 
 async def test_full_everywhere_is_resource_exhausted(router_model: Path) -> None:

@@ -143,11 +143,38 @@ class WorkerLost(Unavailable):
     reason = "WORKER_LOST"
 
 
+class PoisonRequest(FailedPrecondition):
+    """The request breaks the engines that compute it: it was tried twice, and is not to be tried again."""
+
+    reason = "POISON_REQUEST"
+
+    def __init__(self) -> None:
+        super().__init__("this request breaks the worker that computes it; it was tried twice")
+
+
 class DeadlineExceeded(BatonError):
     """The caller's deadline passed."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
     reason = "DEADLINE_EXCEEDED"
+
+
+def reason_of(error: grpc.aio.AioRpcError) -> str:
+    """The ErrorInfo reason in a callee's status; empty: it gave none, or did not get to it."""
+    try:
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    except ValueError:
+        return ""
+    for detail in status.details if status else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            return str(info.reason)
+    return ""
+
+
+def is_crash(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the callee's engine died, or failed a step, under the call."""
+    return reason_of(error) in (WorkerLost.reason, BatonError.reason)
 
 
 def to_status(error: BatonError, request_id: str) -> grpc.Status:

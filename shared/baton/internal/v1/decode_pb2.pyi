@@ -37,6 +37,7 @@ class GenerateRequest(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     BYPASS_PREFIX_CACHE_FIELD_NUMBER: _builtins.int
     PREFILL_CANDIDATES_FIELD_NUMBER: _builtins.int
+    SUSPECT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Id, unique in the mesh."""
     model_fingerprint: _builtins.str
@@ -47,6 +48,10 @@ class GenerateRequest(_message.Message):
     """Whose prefix caches it may use: only requests with equal salts share computed prefixes. Empty is a salt like any other."""
     bypass_prefix_cache: _builtins.bool
     """Neither use computed prefixes of other requests, nor leave any."""
+    suspect: _builtins.bool
+    """An engine died while it computed this request, which may be why. It is computed here, as the only one that is not
+    proven, once the worker has no other such request. Unset: nothing is held against it.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt."""
@@ -75,10 +80,11 @@ class GenerateRequest(_message.Message):
         cache_salt: _builtins.bytes = ...,
         bypass_prefix_cache: _builtins.bool = ...,
         prefill_candidates: _abc.Iterable[Global___PrefillCandidate] | None = ...,
+        suspect: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bypass_prefix_cache", b"bypass_prefix_cache", "cache_salt", b"cache_salt", "delivered_token_ids", b"delivered_token_ids", "model_fingerprint", b"model_fingerprint", "prefill_candidates", b"prefill_candidates", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bypass_prefix_cache", b"bypass_prefix_cache", "cache_salt", b"cache_salt", "delivered_token_ids", b"delivered_token_ids", "model_fingerprint", b"model_fingerprint", "prefill_candidates", b"prefill_candidates", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "suspect", b"suspect", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
