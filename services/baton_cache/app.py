@@ -40,8 +40,8 @@ async def build(settings: CacheSettings, runtime: Runtime) -> AsyncIterator[None
         lifetimes = Lifetimes(settings.default_ttl_seconds, settings.max_ttl_seconds)
         keys = Keys(secret)
         admin = CacheAdminServicer(url.mode.value, store, names, keys, answers, local)
-        cache_admin_pb2_grpc.add_CacheAdminServicer_to_server(admin, runtime.server)
-        runtime.register("baton.internal.v1.CacheAdmin")
+        cache_admin_pb2_grpc.add_CacheAdminServicer_to_server(admin, runtime.admin)
+        runtime.register_admin("baton.internal.v1.CacheAdmin")
         async with AsyncExitStack() as running:
             semantic = await running.enter_async_context(semantic_cache(settings, store, names, keys, answers))
             servicer = ResponseCacheServicer(keys, answers, flights, lifetimes, semantic)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from baton.rpc.service import CannotStart
+from baton.rpc.secret_file import read_secret
 from baton.rpc.settings import ServiceSettings
 from baton_cache.redis_client import ClientOptions, Credentials, tls_context
 from baton_cache.redis_url import RedisUrl, parse
@@ -122,6 +124,17 @@ class CacheSettings(ServiceSettings):
             raise ValueError("--key-secret, --key-secret-file: only one may give a secret")
         return self
 
+    @classmethod
+    def secret_in(cls, arguments: Sequence[str]) -> str | None:
+        """As of all services; a URL of Redis may be a flag if it has no password."""
+        urls = [line.partition("=")[2] or after for line, after in pairwise([*arguments, ""]) if _is_url_flag(line)]
+        try:
+            if any(parse(url).password for url in urls):
+                return "--redis-url"
+        except ValueError:
+            pass  # what is wrong with it is told where it is read
+        return super().secret_in([argument for argument in arguments if not _is_url_flag(argument)])
+
     def redis(self) -> tuple[RedisUrl, ClientOptions]:
         """Where Redis is, and how it is reached.
 
@@ -158,16 +171,5 @@ class CacheSettings(ServiceSettings):
         return read_secret(self.key_secret_file, "--key-secret-file").encode()
 
 
-def read_secret(path: Path, flag: str) -> str:
-    """The text of a file, without the space around it.
-
-    Raises:
-        CannotStart: it cannot be read, or is empty.
-    """
-    try:
-        secret = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CannotStart(f"{flag}: cannot be read: {type(error).__name__}") from None
-    if not secret:
-        raise CannotStart(f"{flag}: is empty")
-    return secret
+def _is_url_flag(argument: str) -> bool:
+    return argument.partition("=")[0] in ("--redis-url", "--redis_url")

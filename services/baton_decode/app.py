@@ -10,7 +10,7 @@ from baton.engine.client import EngineClient
 from baton.handoff import nixl
 from baton.handoff.sources import Sources
 from baton.handoff.transport import TransportChoice, TransportFailed
-from baton.internal.v1 import decode_pb2_grpc, worker_pb2, worker_pb2_grpc
+from baton.internal.v1 import decode_pb2_grpc, worker_pb2
 from baton.rpc.channel import ChannelPool
 from baton.rpc.service import CannotStart, Runtime
 from baton.text.tokenizer import ModelFilesError, Tokenizer
@@ -34,7 +34,7 @@ async def build(settings: DecodeSettings, runtime: Runtime) -> AsyncIterator[Non
         tokenizer = Tokenizer.load(settings.model)
     except ModelFilesError as error:
         raise CannotStart(str(error)) from error
-    channels = ChannelPool()
+    channels = ChannelPool(dialer=runtime.dialer)
     try:
         meter = StepMeter(settings.step_tokens)
         async with running_engine(settings, runtime, meter) as engine, AsyncExitStack() as stack:
@@ -65,9 +65,8 @@ async def build(settings: DecodeSettings, runtime: Runtime) -> AsyncIterator[Non
             decode = DecodeServicer(engine, tokenizer, prefill, placer, spacing, trials, calls, runtime)
             decode_pb2_grpc.add_DecodeServicer_to_server(decode, runtime.server)
             worker = WorkerServicer(worker_pb2.WORKER_ROLE_DECODE, settings, engine, meter, calls, runtime)
-            worker_pb2_grpc.add_WorkerServicer_to_server(worker, runtime.server)
+            worker.register(runtime)
             runtime.register("baton.internal.v1.Decode")
-            runtime.register("baton.internal.v1.Worker")
             yield
     finally:
         await channels.close()

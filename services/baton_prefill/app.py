@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from baton.internal.v1 import worker_pb2, worker_pb2_grpc
+from baton.internal.v1 import worker_pb2
 from baton.rpc.service import Runtime
 from baton.worker.calls import Calls
 from baton.worker.engine import running_engine
@@ -27,7 +27,6 @@ async def build(settings: PrefillSettings, runtime: Runtime) -> AsyncIterator[No
         calls = Calls()
         PrefillServicer(engine, offers, calls, runtime).register(runtime.server)
         worker = WorkerServicer(worker_pb2.WORKER_ROLE_PREFILL, settings, engine, meter, calls, runtime)
-        worker_pb2_grpc.add_WorkerServicer_to_server(worker, runtime.server)
+        worker.register(runtime)
         runtime.register("baton.internal.v1.Prefill")
-        runtime.register("baton.internal.v1.Worker")
         yield

@@ -48,7 +48,7 @@ async def build(settings: RouterSettings, runtime: Runtime) -> AsyncIterator[Non
         tenants = Tenants(settings.tenants_file)
     except (ModelFilesError, TenantsFileError) as error:
         raise CannotStart(str(error)) from error
-    channels = ChannelPool()
+    channels = ChannelPool(dialer=runtime.dialer)
     view = WorkerView(channels, model.tokenizer.digest, settings.worker_silence_seconds, settings.resolve_seconds)
     tier = Tier(
         view=view,
@@ -80,8 +80,8 @@ async def build(settings: RouterSettings, runtime: Runtime) -> AsyncIterator[Non
             inference_pb2_grpc.add_InferenceServicer_to_server(servicer, runtime.server)
             runtime.register("baton.v1.Inference")
             observe = ObserveServicer(servicer, view, runtime)
-            observe_pb2_grpc.add_ObserveServicer_to_server(observe, runtime.server)
-            runtime.register("baton.internal.v1.Observe")
+            observe_pb2_grpc.add_ObserveServicer_to_server(observe, runtime.admin)
+            runtime.register_admin("baton.internal.v1.Observe")
             # So that the first request after start finds the workers; without any, requests get UNAVAILABLE.
             await catalogue.serving(asyncio.get_running_loop().time() + settings.reattach_seconds)
             yield

@@ -26,7 +26,6 @@ from baton_router.ending import ending
 from baton_router.loss import AttemptLost, Loss, meaning, no_worker_left
 from baton_router.metrics import MIGRATIONS, RETRIES_REFUSED
 from baton_router.placement import order_prefill, pick_decode
-from baton_router.response_cache import prefix_salt
 from baton_router.validate import ResolvedRequest
 from baton_router.workers import Worker, WorkerView
 
@@ -177,7 +176,7 @@ class Generation:
             delivered_token_ids=self._delivered,
             sampling=self._request.sampling,
             priority=self._request.priority,
-            cache_salt=prefix_salt(self._request),
+            cache_salt=self._request.prefix_salt,
             bypass_prefix_cache=not self._request.prefix_cache,
             suspect=self._suspect,
         )

@@ -39,6 +39,7 @@ from baton_router.quotas import Meter, Quotas
 from baton_router.record import Record
 from baton_router.records import Records
 from baton_router.response_cache import cache_key, digest, may_share
+from baton_router.salts import Salts
 from baton_router.settings import RouterSettings
 from baton_router.validate import AnyRequest, ResolvedRequest, check, prompt_field, resolve
 
@@ -65,6 +66,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         self._flights = flights
         self._quotas = quotas
         self._runtime = runtime
+        self._salts = Salts(settings.salt_key())
         self.in_flight = 0
         self.records = Records(settings.kept_records)
         self.pulse = Pulse()
@@ -195,7 +197,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         question = question_of(prompt) if request.cache_control.semantic else None
         rendered = await tokenize(prompt, self._model, prompt_field(request), limits)
         account.enter(ledger_pb2.KIND_OVERHEAD)
-        resolved = resolve(request, rendered.token_ids, limits, self._model.defaults, question)
+        resolved = resolve(
+            request,
+            rendered.token_ids,
+            limits,
+            self._model.defaults,
+            self._salts,
+            question,
+            current_caller().tenant,
+        )
         serving.require_worker()
         return resolved
 

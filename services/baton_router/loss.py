@@ -47,6 +47,9 @@ _LOSSES = {
     grpc.StatusCode.UNAVAILABLE: Loss.GONE,
     # We did not cancel it: the other side did, or its connection ended.
     grpc.StatusCode.CANCELLED: Loss.GONE,
+    # Its certificates or tokens are not ours: for us it is not there.
+    grpc.StatusCode.UNAUTHENTICATED: Loss.GONE,
+    grpc.StatusCode.PERMISSION_DENIED: Loss.GONE,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Loss.FULL,
     grpc.StatusCode.FAILED_PRECONDITION: Loss.UNFIT,
 }

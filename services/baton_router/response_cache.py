@@ -40,33 +40,20 @@ def may_share(request: ResolvedRequest) -> bool:
     return cacheable(request) and request.cache_mode == inference_pb2.CACHE_MODE_USE
 
 
-def cache_key(
-    request: ResolvedRequest, fingerprint: str, text_digest: str, tenant: str = ""
-) -> response_cache_pb2.CacheKey:
+def cache_key(request: ResolvedRequest, fingerprint: str, text_digest: str) -> response_cache_pb2.CacheKey:
     """Everything the answer depends on; the seed of a greedy request is not among it."""
     sampling = sampling_pb2.SamplingParams()
     sampling.CopyFrom(request.sampling)
     if sampling.temperature == 0:
         sampling.ClearField("seed")
     return response_cache_pb2.CacheKey(
-        tenant=tenant,
+        tenant=request.tenant,
         model_fingerprint=fingerprint,
         text_digest=text_digest,
         token_ids=request.prompt_ids,
         sampling=sampling,
         cache_salt=request.cache_salt,
     )
-
-
-def prefix_salt(request: ResolvedRequest, tenant: str = "") -> bytes:
-    """Whose prefix caches it uses: 32 bytes that differ between tenants, and between salts; empty for neither."""
-    if not tenant and not request.cache_salt:
-        return b""
-    state = blake2b(digest_size=32, person=b"baton-salt-v1")
-    for part in (tenant.encode(), request.cache_salt.encode()):
-        state.update(len(part).to_bytes(8, "little"))
-        state.update(part)
-    return state.digest()
 
 
 def _place(

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from baton.models import bundled_model
+from baton.rpc.access import Who
+from baton.rpc.api_keys import ApiKeys
+from baton.rpc.cannot_start import CannotStart
+from baton.rpc.gate import Verify
+from baton.rpc.json_web_tokens import JsonWebTokens, JwtAlgorithm, JwtRules
+from baton.rpc.reloaded import UnusableFile, reason
+from baton.rpc.secret_file import read_secret
 from baton.rpc.settings import ServiceSettings
 
 
@@ -15,6 +25,7 @@ class RouterSettings(ServiceSettings):
     """`python -m baton_router`: the public API; checks, tokenizes, places, streams."""
 
     model_config = SettingsConfigDict(cli_prog_name="python -m baton_router")
+    serves: ClassVar[Who] = Who.CLIENT
 
     model: Path = Field(default_factory=bundled_model, description="model directory; default: the bundled tiny model")
     model_name: str = Field("", description="name clients call the model by; default: the directory's name")
@@ -86,6 +97,69 @@ class RouterSettings(ServiceSettings):
     record_prompts_bytes: int = Field(
         4096, ge=256, le=8192, description="bytes recorded of a prompt, and of an answer; more is cut"
     )
+
+    api_keys: Path | None = Field(
+        None, description="file with a line `TENANT = SHA-256 of a key` for each key; `baton new-key` makes one"
+    )
+    jwt_key_file: Path | None = Field(
+        None, description="clients may bring JSON Web Tokens: PEM public keys that verify them, or the secret for HS256"
+    )
+    jwt_algorithm: JwtAlgorithm | None = Field(None, description="how they are signed: RS256, ES256 or HS256")
+    jwt_issuer: str = Field("", description="their iss")
+    jwt_audience: str = Field("", description="their aud")
+    jwt_tenant_claim: str = Field("tenant", min_length=1, description="the claim that holds the tenant")
+    jwt_leeway_seconds: float = Field(10.0, ge=0, le=300, description="how far clocks may be apart")
+    salt_secret: SecretStr = Field(
+        SecretStr(""),
+        description="secret that tenants' prefix caches are told apart with; routers that have it in common share "
+        "them; from the environment: BATON_SALT_SECRET. Default: drawn at start",
+    )
+    salt_secret_file: Path | None = Field(None, description="file with that secret")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        rules = (self.jwt_algorithm, self.jwt_issuer, self.jwt_audience)
+        if self.jwt_key_file is not None and not all(rules):
+            raise ValueError("--jwt-key-file: needs --jwt-algorithm, --jwt-issuer and --jwt-audience")
+        if self.jwt_key_file is None and any(rules):
+            raise ValueError("--jwt-algorithm, --jwt-issuer, --jwt-audience: need --jwt-key-file")
+        if self.salt_secret.get_secret_value() and self.salt_secret_file is not None:
+            raise ValueError("--salt-secret, --salt-secret-file: only one may give a secret")
+        return self
+
+    def clients(self) -> Sequence[Verify]:
+        """API keys first: they are looked up faster than a signature is verified."""
+        found: list[Verify] = []
+        try:
+            if self.api_keys is not None:
+                found.append(ApiKeys(self.api_keys).verify)
+        except (OSError, UnusableFile) as error:
+            raise CannotStart(f"--api-keys: {reason(error)}") from None
+        try:
+            if self.jwt_key_file is not None and self.jwt_algorithm is not None:
+                rules = JwtRules(
+                    algorithm=self.jwt_algorithm,
+                    issuer=self.jwt_issuer,
+                    audience=self.jwt_audience,
+                    tenant_claim=self.jwt_tenant_claim,
+                    leeway_seconds=self.jwt_leeway_seconds,
+                )
+                found.append(JsonWebTokens(self.jwt_key_file, rules).verify)
+        except (OSError, UnusableFile) as error:
+            raise CannotStart(f"--jwt-key-file: {reason(error)}") from None
+        except ImportError:
+            raise CannotStart("--jwt-key-file: needs the extra `jwt`, which is not installed") from None
+        return found
+
+    def salt_key(self) -> bytes:
+        """What salts of prefix caches are keyed with.
+
+        Raises:
+            CannotStart: the file cannot be read, or is empty.
+        """
+        if self.salt_secret_file is not None:
+            return read_secret(self.salt_secret_file, "--salt-secret-file").encode()
+        return self.salt_secret.get_secret_value().encode() or secrets.token_bytes(32)
 
     def served_name(self) -> str:
         """The name clients call the model by."""

@@ -14,6 +14,7 @@ from baton.internal.v1 import response_cache_pb2
 from baton.rpc.errors import InvalidArgument, ModelNotFound
 from baton.text.model import SamplingDefaults
 from baton.v1 import chat_pb2, inference_pb2, sampling_pb2
+from baton_router.salts import Salts
 from baton_router.sampling import check_sampling, resolve_sampling
 
 AnyGenerate = inference_pb2.GenerateRequest | inference_pb2.StreamGenerateRequest
@@ -24,6 +25,7 @@ MAX_PRIORITY: Final = 100
 MIN_TTL_SECONDS: Final = 1
 MAX_TTL_SECONDS: Final = 30 * 24 * 3600
 MAX_SALT_BYTES: Final = 256
+MAX_NAME_BYTES: Final = 256
 _ROLES: Final = {
     chat_pb2.ROLE_SYSTEM: "system",
     chat_pb2.ROLE_USER: "user",
@@ -75,8 +77,12 @@ class ResolvedRequest:
     cache_ttl_seconds: float | None
     original_pace: bool
     """A stored answer is streamed as it was generated."""
+    tenant: str
+    """Whose it is, as authentication says; empty: nobody's in particular."""
     cache_salt: str
-    """It shares caches with requests of the same salt only."""
+    """It shares caches with requests of the same tenant and salt only."""
+    prefix_salt: bytes
+    """The same for prefix caches, as workers are told it."""
     prefix_cache: bool
     """It may use computed prefixes of others, and leave its own to them."""
     priority: int
@@ -110,9 +116,11 @@ def resolve(
     prompt_ids: list[int],
     limits: Limits,
     defaults: SamplingDefaults,
+    salts: Salts,
     question: response_cache_pb2.SemanticQuestion | None = None,
+    tenant: str = "",
 ) -> ResolvedRequest:
-    """A checked request, its tokens, and its question together.
+    """A checked request, its tokens, its question, and whose it is together.
 
     Raises:
         InvalidArgument: prompt and answer do not fit into the context, or a resumed answer does not go on.
@@ -138,7 +146,9 @@ def resolve(
         cache_mode=control.mode or inference_pb2.CACHE_MODE_USE,
         cache_ttl_seconds=control.ttl.ToNanoseconds() / 1e9 if control.HasField("ttl") else None,
         original_pace=control.original_pace,
+        tenant=tenant,
         cache_salt=control.cache_salt,
+        prefix_salt=salts.derive(tenant, control.cache_salt),
         prefix_cache=control.prefix_cache or not control.HasField("prefix_cache"),
         priority=request.priority,
     )
@@ -155,8 +165,11 @@ def check_model(name: str, field: str, limits: Limits) -> None:
     """A request's model is the one served, or not named.
 
     Raises:
+        InvalidArgument: the name is too long to be one.
         ModelNotFound: another one.
     """
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise InvalidArgument(field, f"must be at most {MAX_NAME_BYTES} bytes")
     if name and name != limits.model_name:
         raise ModelNotFound(field, f"{name!r} is not served here; {limits.model_name!r} is")
 

@@ -19,7 +19,7 @@ def test_ctrl_c_is_the_way_out_and_no_failure(monkeypatch: pytest.MonkeyPatch) -
         raise KeyboardInterrupt
 
     monkeypatch.setattr(top, "_states", states)
-    result = CliRunner().invoke(app, ["top", "--target", "127.0.0.1:1", "--json"])
+    result = CliRunner().invoke(app, ["top", "--admin", "127.0.0.1:1", "--json"])
     assert result.exit_code == 0
     assert len(result.stdout.splitlines()) == 1
     assert "cancelled" not in result.output

@@ -16,7 +16,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from baton.v1 import inference_pb2, inference_pb2_grpc
+from baton.internal.v1 import observe_pb2, observe_pb2_grpc, worker_pb2
 from tests.deploy.files import ROOT, env_file
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -99,15 +99,19 @@ def test_core_has_no_torch_and_workers_have() -> None:
     assert not any(one.startswith("baton-mesh") for one in gpu)
 
 
-class Router(inference_pb2_grpc.InferenceServicer):
-    """Says of its model what the test wants."""
+class Router(observe_pb2_grpc.ObserveServicer):
+    """Says of its workers what the test wants."""
 
     ready = True
+    token = ""
 
-    def ListModels(
-        self, request: inference_pb2.ListModelsRequest, context: grpc.ServicerContext
-    ) -> inference_pb2.ListModelsResponse:
-        return inference_pb2.ListModelsResponse(models=[inference_pb2.Model(name="tiny", ready=self.ready)])
+    def WatchMesh(
+        self, request: observe_pb2.WatchMeshRequest, context: grpc.ServicerContext
+    ) -> Iterator[observe_pb2.WatchMeshResponse]:
+        self.token = dict(context.invocation_metadata()).get("authorization", "")
+        role = worker_pb2.WORKER_ROLE_DECODE if self.ready else worker_pb2.WORKER_ROLE_PREFILL
+        worker = observe_pb2.WorkerView(state=worker_pb2.WatchResponse(role=role))
+        yield observe_pb2.WatchMeshResponse(workers=[worker])
 
 
 @pytest.fixture
@@ -117,7 +121,7 @@ def service() -> Iterator[tuple[int, health.HealthServicer, Router]]:
     with ThreadPoolExecutor(2) as threads:
         server = grpc.server(threads)
         health_pb2_grpc.add_HealthServicer_to_server(state, server)
-        inference_pb2_grpc.add_InferenceServicer_to_server(router, server)
+        observe_pb2_grpc.add_ObserveServicer_to_server(router, server)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         yield port, state, router
@@ -126,7 +130,11 @@ def service() -> Iterator[tuple[int, health.HealthServicer, Router]]:
 
 def check(port: int, *arguments: str) -> tuple[int, str]:
     """Exit code of the health check, and what it says."""
-    environment = {"BATON_LISTEN": f"0.0.0.0:{port}", "PATH": str(Path(sys.executable).parent)}
+    environment = {
+        "BATON_ADMIN_LISTEN": f"127.0.0.1:{port}",
+        "BATON_ADMIN_TOKEN": "an operator's",
+        "PATH": str(Path(sys.executable).parent),
+    }
     done = subprocess.run(
         [sys.executable, str(HEALTH), *arguments], env=environment, capture_output=True, text=True, timeout=20
     )
@@ -145,6 +153,7 @@ def test_health_check_of_a_router_wants_a_worker(service: tuple[int, health.Heal
     port, state, router = service
     state.set("", health_pb2.HealthCheckResponse.SERVING)
     assert check(port, "--model") == (0, "")
+    assert router.token == "Bearer an operator's"
     router.ready = False
     assert check(port, "--model") == (1, "no worker")
 

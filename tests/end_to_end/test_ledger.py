@@ -59,7 +59,7 @@ async def test_the_time_spent_at_a_prefill_worker_that_was_lost_is_known(tmp_pat
 async def test_trace_and_top_show_a_real_request(small_model: Path) -> None:
     async def baton(*arguments: str) -> str:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "baton.cli", *arguments, "--target", mesh.router.address,
+            sys.executable, "-m", "baton.cli", *arguments,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         out, err = await asyncio.wait_for(process.communicate(), 30)
@@ -67,17 +67,18 @@ async def test_trace_and_top_show_a_real_request(small_model: Path) -> None:
         return out.decode()
 
     async with running_mesh(small_model) as mesh:
-        await baton("generate", "y" * 100, "--max-tokens", "12", "--quiet")
-        (listed,) = json.loads(await baton("trace", "--json"))
-        shown = await baton("trace", listed["request_id"][:8])
+        admin = ("--admin", mesh.router.admin)
+        await baton("generate", "y" * 100, "--target", mesh.router.address, "--max-tokens", "12", "--quiet")
+        (listed,) = json.loads(await baton("trace", "--json", *admin))
+        shown = await baton("trace", listed["request_id"][:8], *admin)
         assert "whole request" in shown
         assert "residual" in shown
         for hop in ("router", "decode", "prefill"):
             assert any(line.split()[:1] == [hop] for line in shown.splitlines()), shown
         entries = listed["ledger"]["total"]["entries"]
         assert sum(entry["duration_ns"] for entry in entries) == listed["ledger"]["total"]["total_ns"]
-        state = json.loads(await baton("top", "--once", "--json"))
+        state = json.loads(await baton("top", "--once", "--json", *admin))
         assert state["outcomes"] == {"ok": 1}
         assert {worker["tier"] for worker in state["workers"]} == {"prefill", "decode"}
         assert sum(state["shares"].values()) == pytest.approx(1)
-        assert "where the time went" in await baton("top", "--once")
+        assert "where the time went" in await baton("top", "--once", *admin)

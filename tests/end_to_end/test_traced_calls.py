@@ -23,7 +23,7 @@ PARENT = "b7ad6b7169203331"
 
 async def operate(service: Service) -> None:
     """What operators and their tools ask a service."""
-    async with grpc.aio.insecure_channel(service.address) as channel:
+    async with grpc.aio.insecure_channel(service.admin) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         await health.Check(health_pb2.HealthCheckRequest(), timeout=10)
         reflection = reflection_pb2_grpc.ServerReflectionStub(channel)

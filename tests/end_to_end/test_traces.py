@@ -36,7 +36,7 @@ async def test_a_thousand_requests_are_a_thousand_trees(small_model: Path) -> No
                 await ask(stub, trace_id, kind, rng)
 
         await asyncio.gather(*(client() for _ in range(12)))
-        residuals = await ledger_residuals(mesh.router.address)
+        residuals = await ledger_residuals(mesh.router.admin)
     # Whatever its end, a request's ledger leaves nothing out: p99 of the residual is at most 1 % or 1 ms.
     assert len(residuals) == 1000
     assert sorted(residuals)[990] <= 1.0
@@ -54,9 +54,9 @@ async def test_a_thousand_requests_are_a_thousand_trees(small_model: Path) -> No
     assert {span.trace_id for span in strays} <= {"f" * 32}, {place(span) for span in strays}
 
 
-async def ledger_residuals(router: str) -> list[float]:
+async def ledger_residuals(admin: str) -> list[float]:
     """Of the latest requests: the residual, in units of what it may be (1 % of the whole, or 1 ms)."""
-    async with grpc.aio.insecure_channel(router) as channel:
+    async with grpc.aio.insecure_channel(admin) as channel:
         stub = observe_pb2_grpc.ObserveStub(channel)
         records = (await stub.ListRecords(observe_pb2.ListRecordsRequest(limit=1000), timeout=10)).records
     found = []

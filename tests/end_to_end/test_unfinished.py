@@ -38,10 +38,10 @@ async def read_on(call: grpc.aio.UnaryStreamCall) -> None:
         pass
 
 
-async def latest(channel: grpc.aio.Channel, outcome: str) -> Spent:
-    """Seconds by entry of the latest request, which must have ended so."""
-    observe = observe_pb2_grpc.ObserveStub(channel)
-    async with asyncio.timeout(10):
+async def latest(admin: str, outcome: str) -> Spent:
+    """Seconds by entry of the latest request, which must have ended so, as the router tells operators."""
+    async with asyncio.timeout(10), grpc.aio.insecure_channel(admin) as channel:
+        observe = observe_pb2_grpc.ObserveStub(channel)
         while True:
             records = (await observe.ListRecords(observe_pb2.ListRecordsRequest(limit=1))).records
             if records and records[0].outcome == outcome:
@@ -81,20 +81,20 @@ async def test_in_the_queue_of_decode(tmp_path: Path, end: str) -> None:
         if end == "cancel":
             waiting.cancel()
         await asyncio.gather(reading, return_exceptions=True)
-        spent = await latest(channel, "deadline_exceeded" if end == "deadline" else "cancelled")
+        spent = await latest(mesh.router.admin, "deadline_exceeded" if end == "deadline" else "cancelled")
         holder.cancel()
     assert spent[ledger_pb2.HOP_DECODE, ledger_pb2.KIND_QUEUE] >= 0.8 - UNKNOWN
     assert spent[ledger_pb2.HOP_DECODE, ledger_pb2.KIND_NETWORK] <= UNKNOWN
 
 
 async def test_in_the_engine_of_prefill(tmp_path: Path) -> None:
-    async with slow_lab(tmp_path, prefill=0.25) as (_, channel):
+    async with slow_lab(tmp_path, prefill=0.25) as (lab, channel):
         call = inference_pb2_grpc.InferenceStub(channel).StreamGenerate(ask(1000, 4))
         reading = asyncio.create_task(drain(call))
         await asyncio.sleep(0.8)
         call.cancel()
         await asyncio.gather(reading, return_exceptions=True)
-        spent = await latest(channel, "cancelled")
+        spent = await latest(lab.admin, "cancelled")
     assert spent[ledger_pb2.HOP_PREFILL, ledger_pb2.KIND_COMPUTE] >= 0.45
     network = (
         spent[ledger_pb2.HOP_PREFILL, ledger_pb2.KIND_NETWORK] + spent[ledger_pb2.HOP_DECODE, ledger_pb2.KIND_NETWORK]
@@ -111,7 +111,7 @@ async def test_in_the_engine_of_decode_after_prefill_was_lost(tmp_path: Path) ->
         await asyncio.sleep(0.8)
         call.cancel()
         await asyncio.gather(reading, return_exceptions=True)
-        spent = await latest(channel, "cancelled")
+        spent = await latest(lab.admin, "cancelled")
     # Each tier had two steps at least. From its last word on nothing is known but that it did not answer.
     assert spent[ledger_pb2.HOP_PREFILL, ledger_pb2.KIND_COMPUTE] >= 0.45
     assert spent[ledger_pb2.HOP_DECODE, ledger_pb2.KIND_COMPUTE] >= 0.45
@@ -136,7 +136,7 @@ async def test_waiting_for_a_client_that_reads_too_late(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await read_on(call)
         assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        spent = await latest(channel, "slow_reader")
+        spent = await latest(mesh.router.admin, "slow_reader")
     stalled = spent[ledger_pb2.HOP_ROUTER, ledger_pb2.KIND_STALL]
     assert stalled >= 1
     assert spent.get((ledger_pb2.HOP_ROUTER, ledger_pb2.KIND_OVERHEAD), 0) <= 0.2 * stalled

@@ -48,7 +48,7 @@ class Sampler:
 
     async def _watch(self, name: str) -> None:
         looks = self.looks.setdefault(name, [])
-        async with grpc.aio.insecure_channel(self.bed.service(name).address) as channel:
+        async with grpc.aio.insecure_channel(self.bed.service(name).admin) as channel:
             stub = worker_pb2_grpc.WorkerStub(channel)
             while True:
                 asked = time.monotonic()

@@ -121,7 +121,7 @@ async def trace(router: Router, wanted: str) -> Result:
         request = inference_pb2.GenerateRequest(text="fox", sampling=sampling_pb2.SamplingParams(max_tokens=2))
         await router.stub.Generate(request, metadata=(("x-request-id", name),))
     return await asyncio.to_thread(
-        CliRunner().invoke, app, ["trace", wanted, "--target", router.address, "--json"], env={"COLUMNS": "200"}
+        CliRunner().invoke, app, ["trace", wanted, "--admin", router.address, "--json"], env={"COLUMNS": "200"}
     )
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import grpc
 import pytest
 
+from baton.rpc.access import Who
 from baton.rpc.errors import DeadlineExceeded, InvalidArgument, Overloaded
+from baton.rpc.gate import Gate
 from baton.rpc.interceptor import RimInterceptor
 from baton.telemetry import tracing
 from tests.fixtures.otlp import Span, receiver
@@ -43,10 +45,13 @@ async def stream(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) ->
     yield await unary(request, context)
 
 
+GATE = Gate(anonymous=Who.PEER, declared={"/test.Service/Unary": Who.PEER, "/test.Service/Stream": Who.PEER})
+
+
 @asynccontextmanager
 async def serving() -> AsyncIterator[tuple[grpc.aio.Channel, str]]:
     """A channel to a server with both methods, and its target."""
-    server = grpc.aio.server(interceptors=[RimInterceptor()])
+    server = grpc.aio.server(interceptors=[RimInterceptor(gate=GATE)])
     handlers = {
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
         "Stream": grpc.unary_stream_rpc_method_handler(stream),

@@ -15,9 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from baton.cli import console, mesh
+from baton.cli import connection, console, mesh
 from baton.client.errors import BatonRpcError, wrap
 from baton.internal.v1 import cache_admin_pb2, cache_admin_pb2_grpc
+from baton.rpc.metadata_channel import MetadataChannel
 from baton.v1 import sampling_pb2
 
 COMMANDS: Final = ("stats", "flush", "get")
@@ -35,8 +36,8 @@ app = typer.Typer(
 Cache = Annotated[
     str | None,
     typer.Option(
-        envvar="BATON_CACHE_TARGET",
-        help="host:port of a cache service. Default: that of the mesh `baton up` started last.",
+        envvar="BATON_CACHE_ADMIN_TARGET",
+        help="host:port of a cache service's operators' port. Default: that of the mesh `baton up` started last.",
         show_default=False,
         metavar="HOST:PORT",
     ),
@@ -117,13 +118,18 @@ def _target(cache: str | None) -> str:
     known = mesh.last()
     for service in known.services if known is not None else ():
         if service.service == "cache":
-            return service.grpc
-    console.fail("no cache service is known", hint="Name one with --cache HOST:PORT, or start a mesh with `baton up`.")
+            return service.admin
+    console.fail(
+        "no cache service is known",
+        hint="Name its operators' port with --cache HOST:PORT, or start a mesh with `baton up`.",
+    )
 
 
 def _ask(target: str, call: Callable[[cache_admin_pb2_grpc.CacheAdminAsyncStub], Awaitable[ResponseT]]) -> ResponseT:
     async def ask() -> ResponseT:
-        async with grpc.aio.insecure_channel(target) as channel:
+        metadata = connection.chosen().admin_metadata
+        async with grpc.aio.insecure_channel(target) as bare:
+            channel = MetadataChannel(bare, lambda: metadata)
             try:
                 return await call(cache_admin_pb2_grpc.CacheAdminStub(channel))
             except grpc.aio.AioRpcError as error:

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from baton.cli import console
+from baton.cli import connection, console
 from baton.cli.generate import follow, sampling_options, tell
 from baton.cli.mesh import target_or_default
 from baton.client import BatonRpcError, Client, Message, Options, Role
@@ -59,7 +59,7 @@ def chat(
         model=model, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, timeout=timeout
     )
     conversation = Conversation(system)
-    with console.rpc_errors(address), Client(address) as client:
+    with console.rpc_errors(address), connection.client(address) as client:
         served = client.models()
         if console.interactive():
             names = ", ".join(info.name for info in served)

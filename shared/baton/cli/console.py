@@ -47,6 +47,17 @@ Target = Annotated[
     ),
 ]
 
+Admin = Annotated[
+    str | None,
+    typer.Option(
+        envvar="BATON_ADMIN_TARGET",
+        help="host:port of the router's operators' port. Default: that of the mesh `baton up` started last, else "
+        "127.0.0.1:50052.",
+        show_default=False,
+        metavar="HOST:PORT",
+    ),
+]
+
 
 def fail(message: str, *, hint: str = "", code: int = 1) -> NoReturn:
     """Print an error and end the command."""
@@ -81,6 +92,8 @@ def _hint(error: BatonRpcError) -> str:
     if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
         return "Start a mesh with `baton up`, or name a router with --target."
     parts = []
+    if error.code is grpc.StatusCode.UNAUTHENTICATED:
+        parts.append("Give a key in BATON_API_KEY or --api-key-file, an operator's in BATON_ADMIN_TOKEN.")
     if error.retry_after is not None:
         parts.append(f"Try again in {error.retry_after:g} s.")
     if error.request_id and error.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE):

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from baton.cli import console, render
+from baton.cli import connection, console, render
 from baton.cli.mesh import target_or_default
 from baton.cli.waterfall import waterfall
-from baton.client import Answer, AnswerStream, CacheMode, Client, Message, Options, Role
+from baton.client import Answer, AnswerStream, CacheMode, Message, Options, Role
 
 
 def generate(
@@ -73,7 +73,7 @@ def generate(
     if ignore_eos:
         options["ignore_eos"] = True
     address = target_or_default(target)
-    with console.rpc_errors(address), Client(address) as client:
+    with console.rpc_errors(address), connection.client(address) as client:
         started = time.monotonic_ns()
         try:
             if chat:

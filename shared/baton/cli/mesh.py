@@ -12,6 +12,7 @@ from typing import Any, Final
 from baton.client.failover import split_targets
 
 DEFAULT_TARGET: Final = "127.0.0.1:50051"
+DEFAULT_ADMIN: Final = "127.0.0.1:50052"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Process:
     grpc: str
     metrics: str
     pid: int
+    admin: str = ""
+    """host:port of its operators' port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class Mesh:
     pid: int
     """The `baton up` that owns it."""
     services: tuple[Process, ...]
+    ca: str = ""
+    """PEM file of the CA that signed the router's certificate; empty: no TLS."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
@@ -70,6 +75,7 @@ def from_json(values: dict[str, Any]) -> Mesh:
         redis=values["redis"],
         pid=values["pid"],
         services=tuple(Process(**entry) for entry in values["services"]),
+        ca=values.get("ca", ""),
     )
 
 
@@ -133,3 +139,12 @@ def target_or_default(target: str | None) -> str:
         return target
     mesh = last()
     return mesh.router if mesh else DEFAULT_TARGET
+
+
+def admin_or_default(admin: str | None, service: str = "router") -> str:
+    """The operators' port to talk to: the one named, else that of the latest mesh's service, else the default."""
+    if admin:
+        return admin
+    mesh = last()
+    known = [process.admin for process in mesh.services if process.service == service] if mesh else []
+    return known[0] if known and known[0] else DEFAULT_ADMIN

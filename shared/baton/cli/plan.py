@@ -36,6 +36,8 @@ class Plan:
     """More flags by service, ready for its command line."""
     environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """More environment variables by service."""
+    tls: bool = False
+    """Every connection is TLS, between services mutual, with a CA of this mesh."""
 
     def __post_init__(self) -> None:
         assert self.prefill >= 0

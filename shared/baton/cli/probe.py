@@ -9,13 +9,16 @@ from typing import Any, Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from baton.cli import connection
 from baton.cli.mesh import Mesh, Process
-from baton.client import AsyncClient, BatonRpcError, ModelInfo
+from baton.client import BatonRpcError, ModelInfo
 from baton.internal.v1 import worker_pb2, worker_pb2_grpc
+from baton.rpc.metadata_channel import MetadataChannel
 
 _TIMEOUT: Final = 3.0
 """Seconds a service gets to answer."""
 _WORKERS: Final = ("prefill", "decode")
+_UNREACHABLE: Final = "unreachable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class MeshState:
 async def probe(target: str, mesh: Mesh | None) -> MeshState:
     """Ask the router at `target`, and every service of `mesh`, all at once. Never raises for a service's silence."""
     async with asyncio.TaskGroup() as group:
-        router = group.create_task(_service(Process("router", "router", target, "", 0)))
+        router = group.create_task(_router(target))
         models = group.create_task(_models(target))
         others = [
             group.create_task(_service(process))
@@ -80,16 +83,30 @@ async def probe(target: str, mesh: Mesh | None) -> MeshState:
     return MeshState(target, router.result(), models.result(), services)
 
 
+async def _router(target: str) -> ServiceState:
+    """As its clients see it."""
+    async with connection.channel(target) as channel:
+        return ServiceState("router", target, await _health(channel))
+
+
 async def _service(process: Process) -> ServiceState:
-    async with grpc.aio.insecure_channel(process.grpc) as channel:
-        try:
-            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT)
-        except grpc.aio.AioRpcError as error:
-            silent = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-            return ServiceState(process.name, process.grpc, "unreachable" if silent else error.code().name.lower())
-        name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-        load = await _load(channel) if process.service in _WORKERS else None
-        return ServiceState(process.name, process.grpc, name.lower().replace("_", " "), load)
+    """As operators see it."""
+    metadata = connection.chosen().admin_metadata
+    async with grpc.aio.insecure_channel(process.admin) as bare:
+        channel = MetadataChannel(bare, lambda: metadata)
+        health = await _health(channel)
+        load = await _load(channel) if process.service in _WORKERS and health != _UNREACHABLE else None
+        return ServiceState(process.name, process.grpc, health, load)
+
+
+async def _health(channel: grpc.aio.Channel) -> str:
+    try:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT)
+    except grpc.aio.AioRpcError as error:
+        silent = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        return _UNREACHABLE if silent else error.code().name.lower()
+    name: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    return name.lower().replace("_", " ")
 
 
 async def _load(channel: grpc.aio.Channel) -> worker_pb2.WatchResponse | None:
@@ -105,7 +122,7 @@ async def _load(channel: grpc.aio.Channel) -> worker_pb2.WatchResponse | None:
 
 
 async def _models(target: str) -> list[ModelInfo]:
-    async with AsyncClient(target, timeout=_TIMEOUT) as client:
+    async with connection.async_client(target, _TIMEOUT) as client:
         try:
             return await client.models()
         except BatonRpcError:

@@ -118,7 +118,12 @@ class ServiceProcess:
             await asyncio.sleep(_POLL)
         ready = json.loads(self._ready_file.read_text(encoding="utf-8"))
         self.address = Process(
-            name=self.name, service=self.service, grpc=ready["grpc"], metrics=ready["metrics"], pid=ready["pid"]
+            name=self.name,
+            service=self.service,
+            grpc=ready["grpc"],
+            metrics=ready["metrics"],
+            pid=ready["pid"],
+            admin=ready["admin"],
         )
         self.stage, self.fraction = "serving", 1.0
         return self.address

@@ -7,22 +7,25 @@ import os
 import secrets
 import tempfile
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import grpc
+
 from baton import __version__
+from baton.cli import connection
 from baton.cli.guarding import Guard
 from baton.cli.mesh import Mesh
-from baton.cli.plan import Plan
+from baton.cli.plan import SERVICES, Plan
 from baton.cli.service_process import OnLog, ServiceDied, ServiceProcess
-from baton.client import AsyncClient, BatonRpcError
+from baton.internal.v1 import observe_pb2, observe_pb2_grpc, worker_pb2
 
 if TYPE_CHECKING:
     from baton.cli.redis_server import EmbeddedRedis
 
 Relay = Callable[[str, str], Awaitable[str]]
 
+_MESH_NAME: Final = "baton-mesh"
 _MARGIN: Final = 5.0
 """Seconds a service gets on top of its drain before it is killed."""
 
@@ -58,6 +61,7 @@ class Stack:
         self._directory = tempfile.TemporaryDirectory(prefix="baton-", ignore_cleanup_errors=True)
         self._guard = Guard(plan.drain_seconds + _MARGIN, Path(self._directory.name))
         self._redis: asyncio.Task[EmbeddedRedis] | None = None
+        self._ca, self._tls = _certificates(Path(self._directory.name)) if plan.tls else ("", {})
         self.router = self._service("router", "router", [])
         self.cache = self._service("cache", "cache", [])
         self.workers = [
@@ -152,7 +156,7 @@ class Stack:
         )
         self._guard.watch(await self.router.start())
         await self.router.ready()
-        await self._model_ready(_grpc(self.router))
+        await self._model_ready()
         addresses = [service.address for service in self.services]
         return Mesh(
             version=__version__,
@@ -161,19 +165,21 @@ class Stack:
             redis=_without_user(redis_url),
             pid=os.getpid(),
             services=tuple(address for address in addresses if address is not None),
+            ca=self._ca,
         )
 
     async def _seen(self, name: str, address: str) -> str:
         return address if self._relay is None else await self._relay(name, address)
 
-    async def _model_ready(self, target: str) -> None:
+    async def _model_ready(self) -> None:
         """Wait until the router sees a decode worker: only then does the first request find one."""
-        async with AsyncClient(target, timeout=2.0) as client:
-            while True:
-                with suppress(BatonRpcError):
-                    if any(model.ready for model in await client.models()):
-                        return
-                await asyncio.sleep(0.05)
+        assert self.router.address is not None
+        async with grpc.aio.insecure_channel(self.router.address.admin) as channel:
+            watch = observe_pb2_grpc.ObserveStub(channel).WatchMesh
+            metadata = connection.chosen().admin_metadata
+            async for state in watch(observe_pb2.WatchMeshRequest(interval_ms=100), metadata=metadata):
+                if any(worker.state.role == worker_pb2.WORKER_ROLE_DECODE for worker in state.workers):
+                    return
 
     async def _stop_one(self, service: ServiceProcess, grace: float) -> None:
         await service.stop(grace)
@@ -185,11 +191,33 @@ class Stack:
             name,
             service,
             arguments,
-            environment=self._plan.environment.get(service, {}),
+            environment={**self._tls.get(service, {}), **self._plan.environment.get(service, {})},
             directory=Path(self._directory.name),
             log_directory=self._log_directory,
             on_log=self._on_log,
         )
+
+
+def _certificates(directory: Path) -> tuple[str, dict[str, dict[str, str]]]:
+    """A CA's file, and the settings of each service for TLS with its own certificate."""
+    from baton.cli.throwaway_ca import ThrowawayCa  # only who wants TLS needs it
+
+    ca = ThrowawayCa(directory)
+    settings = {}
+    for service in SERVICES:
+        names = [] if service == "router" else [_MESH_NAME]
+        own = ca.issue(service, ["localhost", *names], ["127.0.0.1", "::1"])
+        settings[service] = {
+            "BATON_TLS_CERT": str(own.cert),
+            "BATON_TLS_KEY": str(own.key),
+            "BATON_MESH_CA": str(ca.ca),
+            "BATON_MESH_TLS_NAME": _MESH_NAME,
+        }
+        if service != "router":
+            settings[service] |= {"BATON_TLS_CLIENT_CA": str(ca.ca), "BATON_TLS_CLIENT_NAMES": _MESH_NAME}
+    peer = ca.issue("router-to-mesh", [_MESH_NAME])
+    settings["router"] |= {"BATON_MESH_CERT": str(peer.cert), "BATON_MESH_KEY": str(peer.key)}
+    return str(ca.ca), settings
 
 
 def _grpc(service: ServiceProcess) -> str:

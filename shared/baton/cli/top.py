@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from baton.cli import console, mesh
+from baton.cli import connection, console, mesh
 from baton.cli.waterfall import COLOURS, bar, milliseconds
 from baton.client.errors import wrap
 from baton.internal.v1 import observe_pb2, observe_pb2_grpc, worker_pb2
@@ -28,7 +28,7 @@ _TIERS: Final = {worker_pb2.WORKER_ROLE_PREFILL: "prefill", worker_pb2.WORKER_RO
 
 
 def top(
-    target: console.Target = None,
+    admin: console.Admin = None,
     interval: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds between two looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Look once, and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per look.")] = False,
@@ -37,7 +37,7 @@ def top(
 
     Rates, percentiles and shares are of the last ten seconds, as the router sees them. Ctrl-C ends it.
     """
-    address = mesh.router_or_default(target)
+    address = mesh.admin_or_default(admin)
     with console.rpc_errors(address), suppress(KeyboardInterrupt), grpc.insecure_channel(address) as channel:
         states = _states(channel, interval, once=once)
         if as_json:
@@ -91,7 +91,7 @@ def to_json(state: observe_pb2.WatchMeshResponse) -> dict[str, Any]:
 
 def _states(channel: grpc.Channel, interval: float, *, once: bool) -> Iterator[observe_pb2.WatchMeshResponse]:
     request = observe_pb2.WatchMeshRequest(interval_ms=int(interval * 1000))
-    call = observe_pb2_grpc.ObserveStub(channel).WatchMesh(request)
+    call = observe_pb2_grpc.ObserveStub(channel).WatchMesh(request, metadata=connection.chosen().admin_metadata)
     try:
         for state in call:
             yield state

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from baton.cli import console, mesh
+from baton.cli import connection, console, mesh
 from baton.cli.render import partition_json
 from baton.cli.waterfall import COLOURS, in_call_order, milliseconds, waterfall
 from baton.client import ledger as client_ledger
@@ -29,7 +29,7 @@ def trace(
     request_id: Annotated[
         str, typer.Argument(help="Id of a request, or its beginning. Without it: the latest requests.")
     ] = "",
-    target: console.Target = None,
+    admin: console.Admin = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Latest requests to list.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
@@ -37,7 +37,7 @@ def trace(
 
     The router keeps the ledgers of its latest requests, also of those that failed or were cancelled.
     """
-    address = mesh.router_or_default(target)
+    address = mesh.admin_or_default(admin)
     with console.rpc_errors(address), grpc.insecure_channel(address) as channel:
         stub = observe_pb2_grpc.ObserveStub(channel)
         try:
@@ -55,9 +55,11 @@ def trace(
 
 def _fetch(stub: observe_pb2_grpc.ObserveStub, request_id: str, limit: int) -> Sequence[observe_pb2.RequestRecord]:
     if not request_id:
-        return stub.ListRecords(observe_pb2.ListRecordsRequest(limit=limit), timeout=_TIMEOUT).records
+        return _latest(stub, limit)
+    metadata = connection.chosen().admin_metadata
     try:
-        return [stub.GetRecord(observe_pb2.GetRecordRequest(request_id=request_id), timeout=_TIMEOUT).record]
+        request = observe_pb2.GetRecordRequest(request_id=request_id)
+        return [stub.GetRecord(request, timeout=_TIMEOUT, metadata=metadata).record]
     except grpc.RpcError as error:
         # People copy the beginning of an id from a list. Whole ids go first: another may go on where one ends.
         found = _beginning(stub, request_id) if error.code() is grpc.StatusCode.NOT_FOUND else []
@@ -69,8 +71,12 @@ def _fetch(stub: observe_pb2_grpc.ObserveStub, request_id: str, limit: int) -> S
 
 
 def _beginning(stub: observe_pb2_grpc.ObserveStub, beginning: str) -> list[observe_pb2.RequestRecord]:
-    latest = stub.ListRecords(observe_pb2.ListRecordsRequest(limit=1000), timeout=_TIMEOUT).records
-    return [record for record in latest if record.request_id.startswith(beginning)]
+    return [record for record in _latest(stub, 1000) if record.request_id.startswith(beginning)]
+
+
+def _latest(stub: observe_pb2_grpc.ObserveStub, limit: int) -> Sequence[observe_pb2.RequestRecord]:
+    request = observe_pb2.ListRecordsRequest(limit=limit)
+    return stub.ListRecords(request, timeout=_TIMEOUT, metadata=connection.chosen().admin_metadata).records
 
 
 def _list(records: Sequence[observe_pb2.RequestRecord]) -> Table | Text:

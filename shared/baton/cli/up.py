@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import importlib.util
 import json
 import os
 import signal
@@ -68,6 +69,9 @@ def up(
     log_dir: Annotated[Path | None, typer.Option(help="Keep the services' logs here, a file each.")] = None,
     start_timeout: Annotated[float, typer.Option(min=1, help="Seconds until everything must serve.")] = 300.0,
     drain_seconds: Annotated[float, typer.Option(min=0, help="Seconds running requests get to finish.")] = 10.0,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="TLS everywhere, with a CA made for this mesh; needs the extra `tls`.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ready file's JSON once all serve.")] = False,
 ) -> None:
     """Run the whole mesh on this machine until Ctrl-C.
@@ -106,7 +110,10 @@ def up(
         drain_seconds=drain_seconds,
         engine={name: str(value) for name, value in engine.items() if value is not None},
         extra=extra,
+        tls=tls,
     )
+    if tls and importlib.util.find_spec("cryptography") is None:
+        console.fail("--tls needs the extra `tls`, which is not installed", code=2)
     _require_free(listen)
     if ready_file is not None and not ready_file.absolute().parent.is_dir():
         console.fail(f"--ready-file {ready_file}: there is no such directory", code=2)

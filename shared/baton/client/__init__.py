@@ -10,6 +10,7 @@ from baton.client.answer import Answer, CacheStatus, Chunk, FinishReason, ModelI
 from baton.client.errors import BatonRpcError, FieldViolation
 from baton.client.ledger import Entry, Ledger, Partition
 from baton.client.request import CacheMode, Message, Options, Prompt, Role
+from baton.client.security import Tls
 from baton.client.sync import AnswerStream, Client
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Prompt",
     "Role",
     "Start",
+    "Tls",
     "Transport",
     "Usage",
 ]

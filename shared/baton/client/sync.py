@@ -17,6 +17,7 @@ from baton.client.collector import Collector, StreamMessage
 from baton.client.errors import BatonRpcError, wrap
 from baton.client.failover import Failover, Routers, split_targets
 from baton.client.request import Message, Options, Prompt, StreamRequest
+from baton.client.security import Tls, bearer
 from baton.v1 import inference_pb2, inference_pb2_grpc
 
 ResponseT = TypeVar("ResponseT")
@@ -125,8 +126,13 @@ class Client:
         target: gRPC name of the router, for example "127.0.0.1:50051" or "dns:///baton:50051". Of several, in a list or
             with commas between them, the first one that can be reached is used; when it is lost, the next.
         timeout: deadline of a request that sets none, seconds; None: none.
-        credentials: TLS; None: plain text.
+        tls: None: plain text, unless `credentials` are given.
+        api_key: shows who calls: an API key, or a JSON Web Token; empty: none.
+        credentials: TLS of another making.
         metadata: sent with every call.
+
+    Raises:
+        OSError: a file of `tls` cannot be read.
     """
 
     def __init__(
@@ -134,14 +140,18 @@ class Client:
         target: str | Sequence[str],
         *,
         timeout: float | None = DEFAULT_TIMEOUT,
+        tls: Tls | None = None,
+        api_key: str = "",
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Sequence[tuple[str, str]] = (),
     ) -> None:
         targets = split_targets(target)
         self.target = ",".join(targets)
         self._timeout = timeout
-        self._metadata = tuple(metadata)
-        options = channel_options(len(targets))
+        self._metadata = (*metadata, *bearer(api_key))
+        options = [*channel_options(len(targets)), *(tls.options() if tls is not None else ())]
+        if tls is not None and credentials is None:
+            credentials = tls.credentials()
         if credentials is None:
             self._channels = [grpc.insecure_channel(one, options=options) for one in targets]
         else:

@@ -6,9 +6,12 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
+
+from baton.rpc.dialer import Dialer
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _STATUS_SECONDS: Final = 0.1
@@ -27,9 +30,15 @@ MESH_CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 ]
 
+MAX_METADATA_BYTES: Final = 16 * 1024
+"""Metadata of one call. More is refused before anything sees it."""
+
 SERVER_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # gRPC's own limit is soft: above the first it refuses some calls at random, above the second all.
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
     # Peers of the mesh ping every second: without these two the server cuts them off after three.
     ("grpc.http2.min_ping_interval_without_data_ms", 500),
     ("grpc.http2.max_ping_strikes", 0),
@@ -54,13 +63,18 @@ def server_options(silence: float) -> list[tuple[str, int | str]]:
     ]
 
 
-def mesh_channel(target: str) -> grpc.aio.Channel:
+PLAIN: Final = Dialer()
+"""Without TLS, and without a token."""
+
+
+def mesh_channel(target: str, dialer: Dialer = PLAIN) -> grpc.aio.Channel:
     """A channel to another service of the mesh.
 
     Args:
         target: gRPC name, for example "127.0.0.1:4000" or "dns:///decode:4000".
+        dialer: knows of certificates and tokens.
     """
-    return grpc.aio.insecure_channel(target, options=MESH_CHANNEL_OPTIONS)
+    return dialer.dial(target, MESH_CHANNEL_OPTIONS)
 
 
 class ChannelPool:
@@ -68,38 +82,57 @@ class ChannelPool:
 
     Args:
         limit: channels kept beyond those in use; the longest unused one is closed first.
+        dialer: opens them. Once it has other certificates, calls get a new channel; those that run keep theirs.
     """
 
-    def __init__(self, limit: int = 64) -> None:
+    def __init__(self, limit: int = 64, dialer: Dialer = PLAIN) -> None:
         self._limit = limit
-        self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
-        self._users: dict[str, int] = {}
+        self._dialer = dialer
+        self._channels: OrderedDict[str, _Shared] = OrderedDict()
+        self._replaced: set[_Shared] = set()
 
     @asynccontextmanager
     async def channel(self, target: str) -> AsyncIterator[grpc.aio.Channel]:
         """The channel to a target, held open at least as long as the block."""
-        if target not in self._channels:
-            self._channels[target] = mesh_channel(target)
+        shared = self._channels.get(target)
+        version = self._dialer.version
+        if shared is not None and shared.version != version:
+            self._replaced.add(self._channels.pop(target))
+            shared = None
+        if shared is None:
+            shared = self._channels[target] = _Shared(mesh_channel(target, self._dialer), version)
         self._channels.move_to_end(target)
-        self._users[target] = self._users.get(target, 0) + 1
+        shared.users += 1
         try:
-            yield self._channels[target]
+            yield shared.channel
         finally:
-            self._users[target] -= 1
-            if not self._users[target]:
-                del self._users[target]
+            shared.users -= 1
             await self._shrink()
 
     async def close(self) -> None:
         """Close all channels and cancel what runs on them."""
-        channels, self._channels = list(self._channels.values()), OrderedDict()
-        for channel in channels:
-            await channel.close(None)
+        channels = [*self._channels.values(), *self._replaced]
+        self._channels, self._replaced = OrderedDict(), set()
+        for shared in channels:
+            await shared.channel.close(None)
 
     async def _shrink(self) -> None:
-        idle = [target for target in self._channels if target not in self._users]
+        for shared in [shared for shared in self._replaced if not shared.users]:
+            self._replaced.discard(shared)
+            await shared.channel.close(None)
+        idle = [target for target, shared in self._channels.items() if not shared.users]
         for target in idle[: max(0, len(idle) - self._limit)]:
-            await self._channels.pop(target).close(None)
+            now = self._channels.get(target)
+            if now is not None and not now.users:  # closing the ones before took a moment
+                del self._channels[target]
+                await now.channel.close(None)
+
+
+@dataclass(eq=False, slots=True)
+class _Shared:
+    channel: grpc.aio.Channel
+    version: int
+    users: int = 0
 
 
 async def read_status(messages: AsyncIterator[Any]) -> None:

@@ -177,6 +177,20 @@ def is_crash(error: grpc.aio.AioRpcError) -> bool:
     return reason_of(error) in (WorkerLost.reason, BatonError.reason)
 
 
+class Unauthenticated(BatonError):
+    """Credentials are missing, or not known here. Never says what was sent."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(BatonError):
+    """The credentials are good, but not for this."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
+
+
 def to_status(error: BatonError, request_id: str) -> grpc.Status:
     """The gRPC status of an error, with ErrorInfo and RequestInfo besides its own details."""
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)

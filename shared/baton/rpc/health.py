@@ -34,6 +34,14 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc,name-defined]
         self._changed.set()
         self._changed = asyncio.Event()
 
+    async def List(
+        self, request: health_pb2.HealthListRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> health_pb2.HealthListResponse:
+        """The statuses of all services."""
+        return health_pb2.HealthListResponse(
+            statuses={service: _Response(status=status) for service, status in self._statuses.items()}
+        )
+
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:

@@ -1,19 +1,23 @@
-"""The rim of every service: one span per call, and the one place where a Python exception becomes a gRPC status."""
+"""The rim of every service: who may call, one span per call, and the one place where a Python exception becomes a gRPC
+status.
+"""
 
 from __future__ import annotations
 
-import inspect
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
 import grpc
 
+from baton.rpc.caller import ANONYMOUS, Caller, calling_as
 from baton.rpc.drain import Drain
-from baton.rpc.errors import BatonError, to_status
+from baton.rpc.errors import BatonError, PermissionDenied, Unauthenticated, to_status
+from baton.rpc.gate import OPEN, Gate, Identity
+from baton.rpc.metrics import REFUSED
 from baton.rpc.request_id import HEADER, usable
 from baton.telemetry.tracing import ServerSpan, server_span
 
@@ -40,17 +44,19 @@ def _sent_request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
 
 
 class RimInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """What every call of every service goes through: a server span, and exceptions mapped to statuses.
+    """What every call of every service goes through: a gate, a server span, and exceptions mapped to statuses.
 
     Streaming handlers are async generators. They are driven here, and closed here when the call ends in any way, so a
     handler's `async with` blocks have run when the call is over.
 
     Args:
         drain: of this process; it refuses late calls. None: one that never begins.
+        gate: of the server's port. Services name theirs; the default lets everybody in, for servers inside of a test.
     """
 
-    def __init__(self, drain: Drain | None = None) -> None:
+    def __init__(self, drain: Drain | None = None, gate: Gate = OPEN) -> None:
         self._drain = drain or Drain()
+        self._gate = gate
 
     async def intercept_service(
         self,
@@ -60,44 +66,94 @@ class RimInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         handler = await continuation(handler_call_details)
         if handler is None:
             return handler
-        method = handler_call_details.method
+        rim = _Rim(self._drain, self._gate, handler_call_details.method)
+        try:
+            identity = self._gate.examine(rim.method, handler_call_details.invocation_metadata or ())
+        except BatonError as refusal:
+            # Before the message is parsed: it may be large, and comes from nobody.
+            return _refusing(handler, rim, refusal)
         codec = (handler.request_deserializer, handler.response_serializer)
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(_guard_unary(handler.unary_unary, method, self._drain), *codec)
-        if handler.unary_stream and inspect.isasyncgenfunction(handler.unary_stream):
-            return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream, method, self._drain), *codec
-            )
-        if handler.stream_stream and inspect.isasyncgenfunction(handler.stream_stream):
-            return grpc.stream_stream_rpc_method_handler(
-                _guard_stream(handler.stream_stream, method, self._drain), *codec
-            )
-        return handler
+            return grpc.unary_unary_rpc_method_handler(rim.unary(handler.unary_unary, identity), *codec)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(rim.stream(handler.unary_stream, identity), *codec)
+        if handler.stream_unary:
+            return grpc.stream_unary_rpc_method_handler(rim.unary(handler.stream_unary, identity), *codec)
+        return grpc.stream_stream_rpc_method_handler(rim.stream(handler.stream_stream, identity), *codec)
 
 
-def _guard_unary(behavior: Any, method: str, drain: Drain) -> Any:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        with server_span(method, context.invocation_metadata()) as span:
-            try:
-                async with drain.serving(method):
-                    return await behavior(request, context)
-            except Exception as error:  # noqa: BLE001 the rim: everything below raises, only this catches
-                await _abort(error, context, method, span)
+def _refusing(
+    handler: grpc.RpcMethodHandler[Any, Any], rim: _Rim, refusal: BatonError
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """A handler of the same kind that refuses, and parses nothing."""
 
-    return guarded
+    async def refuse(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        adopt_request_id(context)
+        raise refusal
+
+    async def refuse_stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        adopt_request_id(context)
+        raise refusal
+        yield  # a generator, as what it stands for
+
+    if handler.unary_unary:
+        return grpc.unary_unary_rpc_method_handler(rim.unary(refuse, None))
+    if handler.unary_stream:
+        return grpc.unary_stream_rpc_method_handler(rim.stream(refuse_stream, None))
+    if handler.stream_unary:
+        return grpc.stream_unary_rpc_method_handler(rim.unary(refuse, None))
+    return grpc.stream_stream_rpc_method_handler(rim.stream(refuse_stream, None))
 
 
-def _guard_stream(behavior: Any, method: str, drain: Drain) -> Any:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        with server_span(method, context.invocation_metadata()) as span:
-            try:
-                async with drain.serving(method), aclosing(behavior(request, context)) as responses:
-                    async for response in responses:
-                        await context.write(response)
-            except Exception as error:  # noqa: BLE001 the rim: everything below raises, only this catches
-                await _abort(error, context, method, span)
+class _Rim:
+    """Wraps the handlers of one method.
 
-    return guarded
+    Args:
+        drain: of the process.
+        gate: asks for the certificate.
+        method: full name.
+    """
+
+    def __init__(self, drain: Drain, gate: Gate, method: str) -> None:
+        self._drain = drain
+        self._gate = gate
+        self.method = method
+
+    def unary(self, behavior: Any, identity: Identity | None) -> Any:
+        """`identity` is what the gate made of the metadata; None: it has refused already."""
+
+        async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            with server_span(self.method, context.invocation_metadata()) as span:
+                try:
+                    with calling_as(self._caller(identity, context)):
+                        async with self._drain.serving(self.method):
+                            return await behavior(request, context)
+                except Exception as error:  # noqa: BLE001 the rim: everything below raises, only this catches
+                    await _abort(error, context, self.method, span)
+
+        return guarded
+
+    def stream(self, behavior: Any, identity: Identity | None) -> Any:
+        """As `unary`."""
+
+        async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            with server_span(self.method, context.invocation_metadata()) as span:
+                try:
+                    with calling_as(self._caller(identity, context)):
+                        async with self._drain.serving(self.method), aclosing(behavior(request, context)) as responses:
+                            async for response in responses:
+                                await context.write(response)
+                except Exception as error:  # noqa: BLE001 the rim: everything below raises, only this catches
+                    await _abort(error, context, self.method, span)
+
+        return guarded
+
+    def _caller(self, identity: Identity | None, context: grpc.aio.ServicerContext[Any, Any]) -> Caller:
+        if identity is None:
+            return ANONYMOUS
+        if not self._gate.reads_certificates:
+            return identity.caller
+        return self._gate.admit(identity, context.auth_context())
 
 
 async def _abort(
@@ -108,6 +164,8 @@ async def _abort(
         raise error  # gRPC's own way of ending a call
     request_id = current_request_id.get()
     if isinstance(error, BatonError):
+        if isinstance(error, Unauthenticated | PermissionDenied):
+            REFUSED.labels(method, error.reason).inc()
         span.ended(error.code, error.reason)
         status = to_status(error, request_id)
         # A status with details brings trailers of its own; the handler's go out as well.

@@ -5,13 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from baton.rpc.security_settings import SecuritySettings
 
 
-class ServiceSettings(BaseSettings):
+class ServiceSettings(SecuritySettings):
     """Common to all services. Each service adds its own; `--help` lists them all."""
 
-    model_config = SettingsConfigDict(env_prefix="BATON_", cli_kebab_case=True, cli_implicit_flags=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="BATON_",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        extra="ignore",
+        hide_input_in_errors=True,  # what is wrong may be a secret
+    )
 
     listen: str = Field("127.0.0.1:0", description="host:port to serve gRPC on; port 0 takes a free one")
     metrics_listen: str = Field("127.0.0.1:0", description="host:port of the Prometheus endpoint; empty: none")

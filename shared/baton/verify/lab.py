@@ -29,11 +29,13 @@ class Lab:
 
     Attributes:
         router: host:port.
+        admin: host:port of its operators' port.
         links: "redis", "cache", "decode-0", "prefill-0": the proxy in front of each.
         directory: where the step files go.
     """
 
     router: str
+    admin: str
     links: dict[str, Proxy]
     directory: Path
 
@@ -88,7 +90,7 @@ async def running_lab(model: Path, on_log: OnLog = lambda process, line: None) -
         mesh = Stack(plan, None, 120.0, on_log, relay)
         stack.push_async_callback(mesh.stop)
         running = await mesh.start()
-        lab = Lab(running.router, links, directory)
+        lab = Lab(running.router, running.services[0].admin, links, directory)
         lab.clear()
         yield lab
 

@@ -42,6 +42,13 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         self._report: StepReport | None = None
         engine.on_report.append(self._on_report)
 
+    def register(self, runtime: Runtime) -> None:
+        """Serve other services, and operators."""
+        for server in {runtime.server, runtime.admin}:
+            worker_pb2_grpc.add_WorkerServicer_to_server(self, server)
+        runtime.register("baton.internal.v1.Worker")
+        runtime.register_admin("baton.internal.v1.Worker")
+
     async def Watch(
         self, request: worker_pb2.WatchRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[worker_pb2.WatchResponse]:

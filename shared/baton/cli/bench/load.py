@@ -21,10 +21,9 @@ from baton.bench import present
 from baton.bench.load import Asking, Generator, Load, Progress, precise_loop
 from baton.bench.report import Objectives, Report, report
 from baton.bench.workload import BadLengths, Lengths, Workload
-from baton.cli import console
+from baton.cli import connection, console
 from baton.cli.mesh import router_or_default
-from baton.client import AsyncClient, BatonRpcError, ModelInfo
-from baton.client.channel import CLIENT_CHANNEL_OPTIONS
+from baton.client import BatonRpcError, ModelInfo
 from baton.v1 import inference_pb2_grpc
 
 _LAG_REFUSED: Final = 3
@@ -104,7 +103,7 @@ def load(
 
 
 async def _model(target: str, name: str) -> ModelInfo:
-    async with AsyncClient(target, timeout=10.0) as client:
+    async with connection.async_client(target, 10.0) as client:
         models = await client.models()
     for info in models:
         if name in ("", info.name):
@@ -116,7 +115,7 @@ async def _measure(
     target: str, load: Load, asking: Asking, workload: Workload, objectives: Objectives, seed: int
 ) -> Report:
     progress = Progress()
-    async with grpc.aio.insecure_channel(target, options=CLIENT_CHANNEL_OPTIONS) as channel:
+    async with connection.channel(target) as channel:
         stub = inference_pb2_grpc.InferenceStub(channel)
         with _shown(progress, load):
             run = await Generator(stub, asking, workload.jobs(seed), progress).run(load, seed)
