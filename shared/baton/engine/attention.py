@@ -67,6 +67,11 @@ def attending(attend: Attend) -> Iterator[None]:
         _active = None
 
 
+def active() -> Attend | None:
+    """What serves the forward that runs now."""
+    return _active
+
+
 def _forward(
     module: torch.nn.Module,
     query: torch.Tensor,

@@ -23,16 +23,16 @@ class FusedLinear:
     """
 
     def __init__(self, linear: Linear, sizes: Sequence[int]) -> None:
-        self._linear = linear
-        self._sizes = list(sizes)
+        self.linear = linear
+        self.sizes = list(sizes)
         self._input: torch.Tensor | None = None
-        self._shares: list[torch.Tensor | None] = [None] * len(self._sizes)
+        self._shares: list[torch.Tensor | None] = [None] * len(self.sizes)
 
     def share(self, x: torch.Tensor, index: int) -> torch.Tensor:
         """Layer `index`'s output, [..., sizes[index]], a view."""
         if x is not self._input or self._shares[index] is None:
             self._input = x
-            self._shares = list(self._linear(x).split_with_sizes(self._sizes, dim=-1))
+            self._shares = list(self.linear(x).split_with_sizes(self.sizes, dim=-1))
         share = self._shares[index]
         self._shares[index] = None
         if all(other is None for other in self._shares):
@@ -46,12 +46,12 @@ class Share(Linear):
 
     def __init__(self, fused: FusedLinear, index: int, original: nn.Linear) -> None:
         super().__init__(original.weight)
-        self._fused = fused
-        self._index = index
+        self.fused = fused
+        self.index = index
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features]."""
-        return self._fused.share(x, self._index)
+        return self.fused.share(x, self.index)
 
 
 def siblings(model: nn.Module, forward: Callable[[], object]) -> list[list[str]]:

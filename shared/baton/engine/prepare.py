@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from baton.engine.blocks import replace_blocks
 from baton.engine.calibrate import Calibration
 from baton.engine.config import EngineConfig, Quantization
 from baton.engine.fuse import FusedLinear, Share, siblings
@@ -41,6 +42,7 @@ def prepare(model: nn.Module, config: EngineConfig, forward: Callable[[], object
             model.set_submodule(name, Share(fused, index, layer))
     if config.kernels:
         replace_norms(model)
+        replace_blocks(model, forward)
     if calibration is not None:
         calibration.save()
 

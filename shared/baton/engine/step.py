@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from baton.engine.attention import Call, attend
+from baton.engine.kernels.block import BlockKernel
 from baton.engine.kernels.decode import DecodeKernel
 from baton.engine.kernels.flash import FlashKernel
 from baton.engine.layout import LayerSpec
@@ -98,6 +99,16 @@ class Step:
             out[0, group.row : group.row + group.count] = self._decode(group, layer, query, keys, values, call)
         for chunk in self._chunks:
             out[0, chunk.row : chunk.row + chunk.count] = self._prefill(chunk, layer, query, keys, values, call)
+        return out
+
+    def block(self, kernel: BlockKernel, x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+        """Serve a whole layer, [1, rows, hidden] -> [1, rows, hidden]."""
+        number = self._layer
+        self._layer += 1
+        pool = self._pool.keys[number], self._pool.values[number]
+        out = kernel.attend(x, cosines, sines, *pool, self._segments, self._pool.layout.layers[number])
+        self._on_layer(number)
+        kernel.feed()
         return out
 
     def _sights(self, layer: LayerSpec) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

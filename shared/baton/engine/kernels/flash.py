@@ -15,7 +15,7 @@ from baton.engine.kernels.panels import multiplies_pairs
 from baton.engine.layout import LayerSpec
 
 
-class _Call(ctypes.Structure):
+class FlashArguments(ctypes.Structure):
     """`Call` of flash.c."""
 
     _fields_ = (
@@ -37,7 +37,7 @@ class FlashKernel:
 
     def __init__(self) -> None:
         self._function = library(Path(__file__).with_name("flash.c")).attend_bfloat16
-        self._function.argtypes = [ctypes.POINTER(_Call), *[ctypes.c_void_p] * 8]
+        self._function.argtypes = [ctypes.POINTER(FlashArguments), *[ctypes.c_void_p] * 8]
         self._function.restype = ctypes.c_int
 
     def __call__(
@@ -76,7 +76,7 @@ class FlashKernel:
         sinks = None if call.sinks is None else call.sinks.float().contiguous()
         _, heads, rows, key_dim = query.shape
         out = query.new_empty(1, rows, heads, value.shape[3])
-        arguments = _Call(
+        arguments = FlashArguments(
             *(rows, len(segments), heads, key.shape[1], key_dim, value.shape[3]),
             *(keys.shape[1], layer.window, layer.chunk, query.stride(2), query.stride(1)),
             *(key.stride(2), key.stride(1), value.stride(2), value.stride(1)),

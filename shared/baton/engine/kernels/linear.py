@@ -24,6 +24,10 @@ class PanelLinear(Linear):
         function: of linear.c.
         weight: [out_features, in_features], bfloat16, in_features even; not kept.
         bias: [out_features] or None.
+
+    Attributes:
+        panels: [panels, in_features / 2, 32, 2], the weight, with zeros for the outputs that the last panel lacks.
+        panel_bias: float32 [out_features] or None.
     """
 
     def __init__(self, function: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -32,8 +36,8 @@ class PanelLinear(Linear):
         panels = -(-self.out_features // _OUTPUTS)
         padded = weight.new_zeros(panels * _OUTPUTS, self.in_features)
         padded[: self.out_features] = weight
-        self._panels = padded.view(panels, _OUTPUTS, self.in_features // 2, 2).transpose(1, 2).contiguous()
-        self._bias = None if bias is None else bias.float()
+        self.panels = padded.view(panels, _OUTPUTS, self.in_features // 2, 2).transpose(1, 2).contiguous()
+        self.panel_bias = None if bias is None else bias.float()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features], bfloat16.
@@ -47,9 +51,9 @@ class PanelLinear(Linear):
         rows = x.numel() // self.in_features
         out = x.new_empty(*x.shape[:-1], self.out_features)
         scratch = x.new_empty(rows * self.in_features)
-        bias = None if self._bias is None else self._bias.data_ptr()
+        bias = None if self.panel_bias is None else self.panel_bias.data_ptr()
         self._function(
-            *(x.data_ptr(), self._panels.data_ptr(), bias, out.data_ptr(), scratch.data_ptr()),
+            *(x.data_ptr(), self.panels.data_ptr(), bias, out.data_ptr(), scratch.data_ptr()),
             *(rows, self.in_features, self.out_features),
         )
         return out

@@ -40,6 +40,7 @@ class RmsNorm(nn.Module):
         self.weight = weight
         self.variance_epsilon = self.eps = eps
         self._function = function
+        self.offset, self.rounds = offset, rounds
         self._arguments = (ctypes.c_float(eps), ctypes.c_float(offset), int(rounds))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

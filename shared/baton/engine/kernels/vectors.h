@@ -4,23 +4,17 @@
 
 #include "panels.h"
 
-#define LOWEST -87.0f  // e^x is 0 below
-
-// e^x for x <= 0, to 2 units in the last place. NaN stays NaN.
+// e^x for x <= 0. Relative error: a unit in the last place or two near 0, growing with |x| to 1e-5. NaN stays NaN.
 INLINE __m512 exp_of(__m512 x) {
-    const __mmask16 counts = _mm512_cmp_ps_mask(x, _mm512_set1_ps(LOWEST), _CMP_NLT_UQ);
-    x = _mm512_max_ps(_mm512_set1_ps(LOWEST), x);
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-    p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1.0f));
-    return _mm512_maskz_scalef_ps(counts, p, n);
+    x = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
+    const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // in [0, 1)
+    __m512 p = _mm512_set1_ps(1.8671301e-3f);  // 2^f, to 1e-7
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.0170302e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5799913e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4016445e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9315131e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, x);  // times 2^(the integer below x)
 }
 
 INLINE __m512 tanh_of(__m512 x) {
@@ -29,6 +23,16 @@ INLINE __m512 tanh_of(__m512 x) {
     return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(  // its size with x's sign
         _mm512_castps_si512(size), _mm512_castps_si512(x), _mm512_set1_epi32(INT32_MIN), 0xd8));
 }
+
+// x / (1 + e^-x)
+INLINE __m512 silu_of(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f), t = exp_of(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
+    const __m512 top = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ), one, t);
+    return _mm512_div_ps(_mm512_mul_ps(x, top), _mm512_add_ps(one, t));
+}
+
+INLINE __m512 widened(__m256bh x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16)); }
+INLINE __m256i narrowed(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 
 // 16 rows of 16 pairs become 16 pairs of 16 rows.
 INLINE void transpose(__m512i r[16]) {
