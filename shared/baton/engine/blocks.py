@@ -71,24 +71,25 @@ def replace_blocks(model: nn.Module, forward: Callable[[], object]) -> None:
     compiled, flash = block_library(), flash_kernel()
     if compiled is None or flash is None:
         return
-    layers = {m: name for name, m in model.named_modules() if hasattr(m, "self_attn") and hasattr(m, "mlp")}
-    calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    names = {m: name for name, m in model.named_modules() if hasattr(m, "self_attn") and hasattr(m, "mlp")}
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls[module] = args, kwargs
+        calls[names[module]] = args, kwargs
 
-    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in names]
     try:
         forward()
     finally:
         for hook in hooks:
             hook.remove()
+    names.clear()  # so that a layer's weights are given back when it is replaced
     workspace = Workspace()
-    for layer, (args, kwargs) in calls.items():
+    for name, (args, kwargs) in calls.items():
         if len(args) == 1 and _understood(kwargs):
-            block = _block(layer, kwargs, compiled, flash, workspace)
+            block = _block(model.get_submodule(name), kwargs, compiled, flash, workspace)
             if block is not None:
-                model.set_submodule(layers[layer], block)
+                model.set_submodule(name, block)
 
 
 def _understood(kwargs: dict[str, Any]) -> bool:
