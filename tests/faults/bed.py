@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,8 @@ from tests.fixtures.mesh import Mesh, Service
 
 CLIENT: Final = "client"
 """Who connects and is no service."""
+UNKNOWN: Final = "unknown"
+"""Who connects and was gone before it could be told."""
 _SHIM: Final = Path(__file__).parent / "shim"
 _QUIET_SECONDS: Final = 20.0
 
@@ -77,8 +79,10 @@ class Bed:
     frozen: set[str] = field(default_factory=set)
     happened: list[tuple[float, str]] = field(default_factory=list)
     redis: Server | None = None
+    warm: bool = False  # it has served: what services keep from their first requests on is there
     _addresses: dict[str, str] = field(default_factory=dict)
     _families: dict[str, list[psutil.Process]] = field(default_factory=dict)
+    _starting: dict[int, str] = field(default_factory=dict)  # pids of services that are not ready yet
     _hang_file: Path = Path()
 
     def note(self, text: str) -> None:
@@ -90,8 +94,13 @@ class Bed:
     async def start(self, name: str) -> Service:
         """Start a service, or start it again at the address it had."""
         service = await self.mesh.start(
-            name, *self._flags(name), listen=self._addresses.get(name, "127.0.0.1:0"), environment=self._environment()
+            name,
+            *self._flags(name),
+            listen=self._addresses.get(name, "127.0.0.1:0"),
+            environment=self._environment(),
+            on_start=lambda pid: self._starting.__setitem__(pid, name),
         )
+        del self._starting[service.pid]
         self._addresses[name] = service.address
         self._families[name] = [psutil.Process(service.pid), *psutil.Process(service.pid).children(recursive=True)]
         return service
@@ -172,27 +181,29 @@ class Bed:
         """Where clients ask."""
         return [self.proxies[name].address for name in self.topology.services if name.startswith("router")]
 
-    def who(self, port: int) -> str:
-        """The service that connects from a port."""
-        if any(connection.laddr.port == port for connection in psutil.Process().net_connections("tcp")):
-            return CLIENT
-        for name, family in self._families.items():
-            with contextlib.suppress(psutil.Error):
-                for connection in family[0].net_connections("tcp"):
-                    if connection.laddr.port == port:
-                        return name
-        return self._starting(port)
+    def _sources(self, target: str) -> tuple[str, ...]:
+        """Who may connect to a service."""
+        tiers = {"router": (CLIENT,), "decode": ("router",), "prefill": ("router", "decode"), "cache": ("router",)}
+        wanted = tiers.get(target.partition("-")[0], ("cache",))
+        return tuple(name for name in (CLIENT, *self.topology.services) if name.partition("-")[0] in wanted)
 
-    def _starting(self, port: int) -> str:
-        """The same among services that are not yet ready."""
-        for child in psutil.Process().children():
-            with contextlib.suppress(psutil.Error):
-                if any(connection.laddr.port == port for connection in child.net_connections("tcp")):
-                    module = next((part for part in child.cmdline() if part.startswith("baton_")), "")
-                    for name in self.topology.services:
-                        if module == f"baton_{name.partition('-')[0]}" and not self.alive(name):
-                            return name
-        return CLIENT
+    async def _who(self, target: str, port: int) -> str:
+        """The one that connects to a service, from a port."""
+        sources = self._sources(target)
+        if len(sources) == 1:
+            return sources[0]
+        return await asyncio.to_thread(self._owner, sources, port)
+
+    def _owner(self, sources: tuple[str, ...], port: int) -> str:
+        inode = _inode(port)
+        for name in sources:
+            pid = self._families[name][0].pid if name in self._families else None
+            if pid is not None and _has(pid, inode):
+                return name
+        for pid, name in self._starting.items():
+            if _has(pid, inode):
+                return name
+        return UNKNOWN
 
     # -------------------------------------------------------------------------------------------- holding
 
@@ -212,12 +223,14 @@ class Bed:
                     used_tokens=state.used_tokens,
                     tasks=state.tasks,
                     descriptors=state.open_files,
+                    memory=psutil.Process(service.pid).memory_info().rss,
                 )
             else:
                 told[name] = Held(
                     incarnation=str(service.pid),
                     requests=await _in_flight(service),
                     descriptors=psutil.Process(service.pid).num_fds(),
+                    memory=psutil.Process(service.pid).memory_info().rss,
                 )
         return told
 
@@ -265,7 +278,34 @@ class Bed:
             host, _, port = address.rpartition(":")
             return await asyncio.open_connection(host, int(port))
 
-        self.proxies[name] = await stack.enter_async_context(Proxy.to(connect, self.who))
+        def who(port: int) -> Awaitable[str]:
+            return self._who(name, port)
+
+        self.proxies[name] = await stack.enter_async_context(Proxy.to(connect, who))
+
+
+def _inode(port: int) -> str:
+    """Of the socket of this host that is bound to a port and connected; empty: none is."""
+    for table in ("/proc/net/tcp6", "/proc/net/tcp"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if int(fields[1].rpartition(":")[2], 16) == port and fields[9] != "0":
+                return fields[9]
+    return ""
+
+
+def _has(pid: int, inode: str) -> bool:
+    """Whether a process has a socket open."""
+    wanted = f"socket:[{inode}]"
+    try:
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{pid}/fd/{descriptor}") == wanted:
+                return True
+    return False
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -162,6 +162,7 @@ class Held:
         used_tokens: KV tokens held.
         tasks: asyncio tasks; 0: not told.
         descriptors: open files.
+        memory: resident bytes.
     """
 
     incarnation: str
@@ -170,9 +171,10 @@ class Held:
     used_tokens: int = 0
     tasks: int = 0
     descriptors: int = 0
+    memory: int = 0
 
 
-SPARE_TASKS = 4  # those that answer the question itself
+SPARE_TASKS = 8  # those that answer the question itself, and that keep up with a peer that is new
 SPARE_DESCRIPTORS = 12  # connections that peers hold now and did not before
 
 

@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from baton.client import ledger as client_ledger
 from baton.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
 from tests.faults.history import Asked, Attempt, Chunk, Ended, History, Question, Started, Summed
 
 _GIVE_UP = 30.0  # seconds past its deadline at which a client stops waiting for a status
 _AGAIN = 0.05  # seconds a client waits before it asks the next router
+_SMALL_WINDOW = (("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
+"""Of clients that read slowly: else a megabyte is on its way to them before the router notices."""
 _CHANNELS = 4  # connections to each router
 
 
@@ -34,7 +37,7 @@ class Load:
         cancels: share of requests whose client cancels, at a random moment within `cancel_within` seconds.
         hurried: share of requests whose deadline, drawn from `hurry`, may well pass.
         slow: share of clients that read one message per `slow_seconds`.
-        silent: share of clients that never read until their deadline.
+        silent: share of clients that read nothing for `silent_seconds`.
         resumes: whether clients go on at another router after UNAVAILABLE.
         cached: whether requests use the response cache.
         per_second: arrivals, Poisson, with at most `streams` at a time; 0: the next request when one has ended.
@@ -51,6 +54,7 @@ class Load:
     slow: float = 0.0
     slow_seconds: float = 1.0
     silent: float = 0.0
+    silent_seconds: float = 5.0
     resumes: bool = False
     cached: bool = False
     per_second: float = 0.0
@@ -64,7 +68,7 @@ class Manner:
     deadline: float = 60.0
     cancel_after: float | None = None
     read_every: float = 0.0
-    reads: bool = True
+    read_after: float = 0.0
 
 
 def manner(load: Load, rng: random.Random) -> Manner:
@@ -74,7 +78,7 @@ def manner(load: Load, rng: random.Random) -> Manner:
         (load.cancels, lambda: Manner("cancels", load.deadline, cancel_after=rng.random() ** 2 * load.cancel_within)),
         (load.hurried, lambda: Manner("hurried", rng.uniform(*load.hurry))),
         (load.slow, lambda: Manner("slow", load.deadline, read_every=load.slow_seconds)),
-        (load.silent, lambda: Manner("never reads", load.deadline, reads=False)),
+        (load.silent, lambda: Manner("never reads", load.deadline, read_after=load.silent_seconds)),
     ):
         if chance < share:
             return make()
@@ -116,6 +120,8 @@ class Driver:
         self._stubs: dict[str, list[inference_pb2_grpc.InferenceAsyncStub]] = {}
         self._stack = AsyncExitStack()
         self._turn = itertools.count()
+        self.goes_on: Callable[[], bool] = lambda: False
+        """A load of so many seconds goes on as long as this says so."""
 
     async def __aenter__(self) -> Driver:
         return self
@@ -152,7 +158,7 @@ class Driver:
     def _more(self, load: Load, number: int) -> bool:
         if load.requests:
             return number < load.requests
-        return time.monotonic() - self.progress.begun_at < load.seconds
+        return time.monotonic() - self.progress.begun_at < load.seconds or self.goes_on()
 
     async def ask(self, question: int, load: Load, how: Manner) -> Asked:
         """One client's request, to its end."""
@@ -187,7 +193,7 @@ class Driver:
         )
         if attempt.delivered:
             request.resume_from.ids.extend(asked.tokens)
-        call = self._stub(attempt.router).StreamGenerate(
+        call = self._stub(attempt.router, small=bool(how.read_every or how.read_after)).StreamGenerate(
             request,
             timeout=max(0.001, attempt.deadline_at - time.monotonic()),
             metadata=(("x-request-id", attempt.request_id),),
@@ -205,8 +211,9 @@ class Driver:
                 cancelling.cancel()
                 await asyncio.gather(cancelling, return_exceptions=True)
 
-    def _stub(self, router: str) -> inference_pb2_grpc.InferenceAsyncStub:
-        if router not in self._stubs:
+    def _stub(self, router: str, *, small: bool = False) -> inference_pb2_grpc.InferenceAsyncStub:
+        key = f"{router} {small}"
+        if key not in self._stubs:
             # Connections of their own, so that no two clients share what happens to one.
             options = [
                 ("grpc.use_local_subchannel_pool", 1),
@@ -215,14 +222,15 @@ class Driver:
                 ("grpc.http2.ping_timeout_ms", 1000),
                 ("grpc.http2.max_pings_without_data", 0),
                 ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.min_reconnect_backoff_ms", 500),
+                ("grpc.min_reconnect_backoff_ms", 2000),
                 ("grpc.max_reconnect_backoff_ms", 1000),
+                *(_SMALL_WINDOW if small else ()),
             ]
             channels = [grpc.aio.insecure_channel(router, options=options) for _ in range(_CHANNELS)]
             for channel in channels:
                 self._stack.push_async_callback(channel.close, None)
-            self._stubs[router] = [inference_pb2_grpc.InferenceStub(channel) for channel in channels]
-        return self._stubs[router][next(self._turn) % _CHANNELS]
+            self._stubs[key] = [inference_pb2_grpc.InferenceStub(channel) for channel in channels]
+        return self._stubs[key][next(self._turn) % _CHANNELS]
 
 
 async def _cancel(call: grpc.aio.UnaryStreamCall, attempt: Attempt, after: float) -> None:
@@ -238,8 +246,7 @@ async def _read(call: grpc.aio.UnaryStreamCall, attempt: Attempt, how: Manner) -
         for key, _ in await call.initial_metadata():
             if key == "x-request-id" and attempt.accepted_at is None:
                 attempt.accepted_at = time.monotonic()
-        if not how.reads:
-            await asyncio.sleep(max(0.0, attempt.deadline_at - time.monotonic()))
+        await asyncio.sleep(how.read_after)
         async for message in call:
             attempt.events.extend(_events(message))
             if how.read_every:
@@ -268,8 +275,17 @@ def _events(message: inference_pb2.StreamGenerateResponse) -> Iterator[Started |
                 sampling_pb2.FinishReason.Name(summary.finish_reason),
                 summary.usage.completion_tokens,
                 summary.migrations,
-                summary.prefill_placement == inference_pb2.PLACEMENT_REMOTE,
+                summary.preemptions,
+                remote=summary.prefill_placement == inference_pb2.PLACEMENT_REMOTE,
+                from_cache=summary.cache_status
+                in (inference_pb2.CACHE_STATUS_HIT, inference_pb2.CACHE_STATUS_COALESCED),
+                seconds=_seconds(summary),
             )
+
+
+def _seconds(summary: inference_pb2.Summary) -> dict[str, float]:
+    total = client_ledger.from_proto(summary.ledger).total
+    return {} if total is None else {kind: ns / 1e9 for kind, ns in total.by_kind().items()}
 
 
 def _ended(code: grpc.StatusCode, details: str, trailing: object) -> Ended:

@@ -89,16 +89,17 @@ def _losses(run: Run, victim: str, since: float) -> Iterator[float]:
                 yield max(at, since)
 
 
-def reclaimed(limit: float = 0.25) -> Check:
-    """From a cancel until the workers said that they hold nothing of it, p99."""
+def reclaimed(limit: float = 0.25, *, by_deadline: bool = False) -> Check:
+    """From a cancel, or a deadline that passed, until the workers said that they hold nothing of it, p99."""
+    what = "a deadline" if by_deadline else "a cancel"
 
     def check(run: Run) -> Figure:
         assert run.sampler is not None
-        times = list(run.sampler.freed_after(run.history))
+        times = list(run.sampler.freed_after(run.history, by_deadline=by_deadline))
         p50, p99 = percentile(times, 0.5), percentile(times, 0.99)
         value = f"{p99 * 1000:.0f} ms (p50 {p50 * 1000:.0f}, max {max(times, default=0) * 1000:.0f}; {len(times)} seen)"
         return Figure(
-            "blocks free after a cancel, p99", f"<= {limit * 1000:.0f} ms", value, bool(times) and p99 <= limit
+            f"blocks free after {what}, p99", f"<= {limit * 1000:.0f} ms", value, bool(times) and p99 <= limit
         )
 
     return check
@@ -134,6 +135,164 @@ def spacing(limit: float, kinds: Sequence[str] = ("patient",)) -> Check:
         return Figure("others' time between tokens, p99", f"<= {limit:g}x", value, bool(calm) and ratio <= limit)
 
     return check
+
+
+def freed(prefix: str, limit: float = 2.0) -> Check:
+    """From a fault until workers stopped what belonged to calls that it ended, the longest."""
+
+    def check(run: Run) -> Figure:
+        assert run.sampler is not None
+        begun = run.when(prefix)
+        times = list(run.sampler.orphans_after(run.history, begun))
+        value = f"{max(times, default=0.0):.2f} s ({len(times)} seen)"
+        return Figure("orphaned work stops after", f"<= {limit:g} s", value, bool(times) and max(times) <= limit)
+
+    return check
+
+
+def told_after(prefix: str, limit: float) -> Check:
+    """From a fault until each request that was under way, and failed for it, had its status; the longest."""
+
+    def check(run: Run) -> Figure:
+        begun = run.when(prefix)
+        late = [
+            attempt.ended.at - begun
+            for asked in run.history.requests
+            for attempt in asked.attempts
+            if attempt.ended is not None and attempt.ended.code == "UNAVAILABLE" and attempt.asked_at <= begun
+        ]
+        value = f"{max(late, default=0.0):.2f} s ({len(late)} requests)"
+        return Figure("UNAVAILABLE told after", f"<= {limit:g} s", value, max(late, default=0.0) <= limit)
+
+    return check
+
+
+def booked(limit: float = 0.9) -> Check:
+    """Of what requests took longer than calmly, the share that their ledgers book as network or transfer."""
+
+    def check(run: Run) -> Figure:
+        assert run.calm is not None
+        calm, now = _mean_seconds(run.calm), _mean_seconds(run.history)
+        grown = {kind: now.get(kind, 0.0) - calm.get(kind, 0.0) for kind in {*calm, *now}}
+        total = sum(grown.values())
+        share = (grown.get("network", 0.0) + grown.get("transfer", 0.0)) / total if total > 0 else 0.0
+        parts = ", ".join(
+            f"{kind} {value * 1000:+.0f} ms" for kind, value in sorted(grown.items(), key=lambda g: -g[1])[:4]
+        )
+        return Figure(
+            "of the delay booked as network or transfer", f">= {limit:.0%}", f"{share:.0%} ({parts})", share >= limit
+        )
+
+    return check
+
+
+def _mean_seconds(history: History) -> dict[str, float]:
+    """Mean of ledgers of remotely prefilled requests, by kind."""
+    ledgers = [
+        a.summed.seconds for r in history.requests for a in r.attempts if a.summed is not None and a.summed.remote
+    ]
+    kinds = {kind for ledger in ledgers for kind in ledger}
+    return {kind: sum(ledger.get(kind, 0.0) for ledger in ledgers) / len(ledgers) for kind in kinds}
+
+
+def share_remote() -> Check:
+    """How many prompts were computed remotely, calmly and under the fault; only told."""
+
+    def check(run: Run) -> Figure:
+        def count(history: History) -> str:
+            all_of_them = [a.summed for r in history.requests for a in r.attempts if a.summed is not None]
+            return f"{sum(one.remote for one in all_of_them)} of {len(all_of_them)}"
+
+        before = f"; calmly {count(run.calm)}" if run.calm else ""
+        return Figure("prefilled remotely", "", f"{count(run.history)}{before}")
+
+    return check
+
+
+def preempted(at_least: int = 1) -> Check:
+    """Requests that lost their memory and were computed again."""
+
+    def check(run: Run) -> Figure:
+        count = sum(a.summed.preemptions for r in run.history.requests for a in r.attempts if a.summed is not None)
+        return Figure("preemptions", f">= {at_least}" if at_least else "", str(count), count >= at_least)
+
+    return check
+
+
+def throughput_of(row: str, share: float) -> Check:
+    """Tokens per second, against those of another row's run."""
+
+    def check(run: Run) -> Figure:
+        other = run.earlier.get(row)
+        ratio = run.goodput / other.goodput if other and other.goodput else 0.0
+        value = f"{ratio:.0%} ({run.goodput:.0f} of {other.goodput:.0f} tokens/s)" if other else f"{row} was not run"
+        return Figure(f"throughput against {row}", f">= {share:.0%}", value, ratio >= share)
+
+    return check
+
+
+def throughput() -> Check:
+    """Tokens per second; only told."""
+    return lambda run: Figure("throughput", "", f"{run.goodput:.0f} tokens/s")
+
+
+def from_cache() -> Check:
+    """Requests that the response cache answered; only told."""
+
+    def check(run: Run) -> Figure:
+        def count(history: History) -> str:
+            answers = [a.summed for r in history.requests for a in r.attempts if a.summed is not None]
+            return f"{sum(one.from_cache for one in answers)} of {len(answers)}"
+
+        before = f"; calmly {count(run.calm)}" if run.calm else ""
+        return Figure("answered from the cache", "", f"{count(run.history)}{before}")
+
+    return check
+
+
+def first_token(share: float = 0.99) -> Check:
+    """Time to first token, against the same load without the fault; only told."""
+
+    def check(run: Run) -> Figure:
+        now = percentile(_first_tokens(run.history), share)
+        before = f"; calmly {percentile(_first_tokens(run.calm), share) * 1000:.0f} ms" if run.calm else ""
+        return Figure(f"first token, p{share * 100:.0f}", "", f"{now * 1000:.0f} ms{before}")
+
+    return check
+
+
+def flips() -> Check:
+    """Bytes flipped in handoffs; that none was served shows in the tokens."""
+
+    def check(run: Run) -> Figure:
+        count = sum(link.backward.flipped for proxy in run.bed.proxies.values() for link in proxy.links.values())
+        return Figure("bytes flipped, and caught", "> 0", str(count), count > 0)
+
+    return check
+
+
+def memory(name: str, limit_mib: float = 64.0) -> Check:
+    """By how much a service's resident memory grew."""
+
+    def check(run: Run) -> Figure:
+        grown = (run.after[name].memory - run.before[name].memory) / 2**20
+        return Figure(f"memory of {name}", f"<= +{limit_mib:g} MiB", f"{grown:+.0f} MiB", grown <= limit_mib)
+
+    return check
+
+
+def cancelled(at_least: int) -> Check:
+    """How many requests their clients cancelled in time."""
+
+    def check(run: Run) -> Figure:
+        codes = run.history.codes().get("CANCELLED", 0)
+        return Figure("cancelled", f">= {at_least}", f"{codes} of {len(run.history.requests)}", codes >= at_least)
+
+    return check
+
+
+def _first_tokens(history: History) -> list[float]:
+    return [seconds for asked in _patient(history) if (seconds := asked.first_token_seconds) is not None]
 
 
 def code(kind: str, wanted: str, at_least: float = 1.0) -> Check:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 
@@ -43,13 +43,22 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Summed:
-    """The stream's last message came."""
+    """The stream's last message came.
+
+    Attributes:
+        remote: whether a prefill worker computed the prompt.
+        from_cache: whether the response cache or another request's generation answered.
+        seconds: of the ledger, by kind.
+    """
 
     at: float
     finish_reason: str
     completion_tokens: int
     migrations: int = 0
+    preemptions: int = 0
     remote: bool = False
+    from_cache: bool = False
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,48 +1,367 @@
-"""The rows of the fault matrix as scenarios."""
+"""The rows of the fault matrix as scenarios: SHORT for the test command, FULL for scripts/faults.py.
+
+Full rows that share a topology share a mesh, one after the other; what a fault killed is started again between them.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
-from tests.faults import figures
-from tests.faults.actions import Kill
+from tests.faults import epilogues, figures
+from tests.faults.actions import Flip, Freeze, Hang, Kill, KillRedis, Partition, Reset, Roll, Slow, StopEngine
 from tests.faults.bed import Topology
 from tests.faults.driver import Load
 from tests.faults.questions import Lengths
 from tests.faults.scenario import At, Scenario
 
-SHORT_LENGTHS: Final = Lengths(prompt=(4, 160), answer=(4, 48), long_prompts=0.1)
+# Where a prompt goes depends on its length alone, not on how fast this machine is just now.
+_THRESHOLD: Final = ("--prefill-placement", "threshold")
+_PLAIN: Final = (("prefill", ("--step-tokens", "64")), ("decode", _THRESHOLD))
+_GRPC: Final = (*_PLAIN, ("decode", ("--transport", "grpc")))
+
+# ------------------------------------------------------------------------------------------------- short
+
+SHORT_LENGTHS: Final = Lengths(prompt=(4, 160), answer=(4, 48), long_prompts=0.12, long_prompt=(700, 1000))
 SHORT_TOPOLOGY: Final = Topology(
+    routers=2,
+    cache=True,
     flags=(
-        ("prefill", ("--step-tokens", "64")),
-        # Where a prompt goes depends on its length alone, not on how fast this machine is just now.
-        ("decode", ("--prefill-placement", "threshold")),
+        *_PLAIN,
         ("decode-0", ("--transport", "grpc")),  # the other one takes shared memory
-    )
+        # Too little for what it gets: it preempts and computes again.
+        ("decode-1", ("--num-slots", "10", "--slot-tokens", "1088", "--kv-tokens", "1088")),
+        ("router", ("--max-unsent-tokens", "64")),
+    ),
 )
-_SHORT: Final = Load(streams=12, requests=80)
+_SOME: Final = Load(streams=12, requests=70, resumes=True)
+
+
+def _short(row: str, title: str, *timeline: At, load: Load = _SOME, checks: tuple = (), **rest: object) -> Scenario:
+    checks = (figures.failed(), *checks)
+    return Scenario(row, title, SHORT_TOPOLOGY, load, SHORT_LENGTHS, timeline, checks, **rest)  # type: ignore[arg-type]
+
 
 SHORT: Final = (
+    _short("F18", "a KV pool too small", load=Load(24, 90), checks=(figures.remote(),)),
+    _short("F1", "kill -9 a prefill worker", At(0.2, Kill("prefill-0"))),
+    _short("F2", "kill -9 a decode worker", At(0.2, Kill("decode-0")), checks=(figures.moved(),)),
+    _short("F4", "kill -9 a router", At(0.2, Kill("router-0"))),
+    _short(
+        "F5",
+        "kill -9 the cache, then Redis",
+        At(0.2, Kill("cache")),
+        At(0.6, KillRedis(0.5)),
+        load=Load(12, 70, cached=True, resumes=True),
+    ),
+    _short("F6", "freeze a decode worker", At(0.2, Freeze("decode-0", 4.0))),
+    _short("F7", "hold a prefill worker's event loop", At(0.2, Hang("prefill-1", 4.0))),
+    _short("F8", "partition decode from prefill", At(0.2, Partition("decode-0", "prefill-0", "backward", 4.0))),
+    _short(
+        "F11",
+        "reset and corrupt handoffs",
+        At(0.1, Flip("decode-0", "prefill-0", 4)),
+        At(0.1, Flip("decode-0", "prefill-1", 4)),
+        At(0.5, Reset("decode-0", "prefill-0", 3, 0.2)),
+        checks=(figures.flips(),),
+    ),
+    _short(
+        "F13",
+        "clients that read slowly or never",
+        load=Load(12, 50, slow=0.1, slow_seconds=0.2, silent=0.1, silent_seconds=1.0),
+        allowed=("OK", "RESOURCE_EXHAUSTED"),
+    ),
+    _short(
+        "F14",
+        "cancels at any moment",
+        load=Load(12, 250, cancels=0.8, cancel_within=0.4),
+        checks=(figures.cancelled(25),),
+    ),
+    _short(
+        "F15",
+        "deadlines that pass at any moment",
+        load=Load(12, 150, hurried=0.8),
+        checks=(figures.code("hurried", "DEADLINE_EXCEEDED", 0.1),),
+    ),
+    _short(
+        "F19",
+        "rolling restart",
+        At(0.0, Roll(("prefill-0", "decode-0", "router-0", "cache"), 0.1)),
+        load=Load(8, seconds=2.0, resumes=True),
+    ),
+    _short(
+        "F23",
+        "cancelled long prompts, then a short one",
+        load=Load(),
+        epilogue=epilogues.short_after_cancelled(judged=False),
+    ),
+)
+"""In an order in which each finds what it needs. None of them judges a time: machines that run tests are busy."""
+
+# -------------------------------------------------------------------------------------------------- full
+
+_LENGTHS: Final = Lengths(prompt=(4, 160), answer=(4, 64), long_prompts=0.1, long_prompt=(600, 1200))
+_800: Final = Load(streams=64, requests=800)
+_MINUTE: Final = Load(streams=64, seconds=60.0)
+_TWO: Final = Topology(flags=_PLAIN)
+_TWO_ROUTERS: Final = Topology(routers=2, flags=_PLAIN)
+_ONE: Final = Topology(prefill=1, decode=1, flags=_PLAIN)
+_LINKS: Final = Topology(routers=1, flags=_GRPC)
+_CACHED: Final = Topology(cache=True, flags=_PLAIN)
+_ALL: Final = Topology(routers=2, cache=True, flags=_PLAIN)
+_SLOTS: Final = ("--slot-tokens", "1280", "--num-slots", "32")
+_FITS: Final = Topology(decode=1, flags=(*_PLAIN, ("decode", _SLOTS)))
+_TIGHT: Final = Topology(decode=1, flags=(*_PLAIN, ("decode", (*_SLOTS, "--kv-tokens", "2560"))))
+_READERS: Final = Topology(flags=(*_PLAIN, ("router", ("--max-unsent-tokens", "64"))))
+_AUTO: Final = Topology(
+    prefill=1, decode=1, flags=(("prefill", ("--step-tokens", "64")), ("decode", ("--transport", "grpc")))
+)
+_LOCAL: Final = Topology(prefill=0, decode=1, flags=(("decode", ("--step-tokens", "64")),))
+_REMOTE: Final = Topology(
+    prefill=1, decode=1, flags=(("prefill", ("--step-tokens", "64")), ("decode", ("--prefill-placement", "remote")))
+)
+_F, _NO = figures, figures.failed()
+
+
+def _noticed(row: str, victim: str, fault: str, action: object, limit: float, topology: Topology) -> Scenario:
+    """A fault of one service under the full load, and how soon it is noticed."""
+    return Scenario(
+        row,
+        f"{fault} {victim}",
+        topology,
+        Load(streams=64, seconds=25.0, resumes=topology.routers > 1),
+        _LENGTHS,
+        (At(0.2, action),),  # type: ignore[arg-type]
+        (_NO, _F.longest_pause(), _F.detected(fault.partition(" ")[0], victim, limit)),
+    )
+
+
+FULL: Final = (
     Scenario(
         "F1",
         "kill -9 a prefill worker",
-        SHORT_TOPOLOGY,
-        _SHORT,
-        timeline=(At(0.2, Kill("prefill-0")),),
-        checks=(figures.failed(), figures.remote()),
+        _TWO,
+        _800,
+        _LENGTHS,
+        (At(0.3, Kill("prefill-0", 1.0)),),
+        (_NO, _F.remote(), _F.detected("kill", "prefill-0", 0.1), _F.longest_pause()),
     ),
     Scenario(
         "F2",
         "kill -9 a decode worker",
-        SHORT_TOPOLOGY,
-        _SHORT,
-        timeline=(At(0.2, Kill("decode-0")),),
-        checks=(figures.failed(), figures.moved()),
+        _TWO,
+        _800,
+        _LENGTHS,
+        (At(0.3, Kill("decode-0", 1.0)),),
+        (_NO, _F.moved(), _F.detected("kill", "decode-0", 0.1), _F.longest_pause()),
+    ),
+    Scenario(
+        "F3",
+        "kill -9 the only prefill worker",
+        _ONE,
+        Load(32, 300),
+        _LENGTHS,
+        (At(0.3, Kill("prefill-0")),),
+        (_NO, _F.longest_pause()),
+    ),
+    Scenario(
+        "F3",
+        "kill -9 the only decode worker",
+        _ONE,
+        Load(32, 300),
+        _LENGTHS,
+        (At(0.3, Kill("decode-0")),),
+        (_F.told_after("kill", 1.0),),
+        ("OK", "UNAVAILABLE"),
+    ),
+    Scenario(
+        "F3",
+        "kill -9 the only decode worker, back inside the re-attach window",
+        Topology(prefill=1, decode=1, flags=(*_PLAIN, ("router", ("--reattach-seconds", "30")))),
+        Load(32, 300),
+        _LENGTHS,
+        (At(0.3, Kill("decode-0", 0.0)),),
+        (_NO, _F.moved(), _F.longest_pause()),
+    ),
+    Scenario(
+        "F4",
+        "kill -9 a router, clients go on at the other",
+        _TWO_ROUTERS,
+        Load(64, 800, resumes=True),
+        _LENGTHS,
+        (At(0.3, Kill("router-0", 1.0)),),
+        (_NO, _F.told_after("kill", 1.0), _F.freed("kill"), _F.longest_pause()),
+        samples=True,
+    ),
+    Scenario(
+        "F5",
+        "kill -9 the cache",
+        _CACHED,
+        Load(16, seconds=20.0, cached=True),
+        _LENGTHS,
+        (At(0.3, Kill("cache", 2.0)),),
+        (_NO, _F.from_cache(), _F.first_token()),
+        questions=200,
+        calm=True,
+    ),
+    Scenario(
+        "F5",
+        "kill -9 Redis",
+        _CACHED,
+        Load(16, seconds=20.0, cached=True),
+        _LENGTHS,
+        (At(0.3, KillRedis(3.0)),),
+        (_NO, _F.from_cache(), _F.first_token()),
+        questions=200,
+        calm=True,
+    ),
+    *(
+        _noticed("F6", victim, "freeze", Freeze(victim, 10.0), 2.5, _TWO_ROUTERS)
+        for victim in ("decode-0", "prefill-0")
+    ),
+    Scenario(
+        "F6",
+        "freeze router-0",
+        _TWO_ROUTERS,
+        Load(64, seconds=25.0, resumes=True),
+        _LENGTHS,
+        (At(0.2, Freeze("router-0", 10.0)),),
+        (_NO, _F.told_after("freeze", 2.5), _F.longest_pause()),
+    ),
+    Scenario(
+        "F6",
+        "freeze the cache",
+        _CACHED,
+        Load(16, seconds=20.0, cached=True),
+        _LENGTHS,
+        (At(0.2, Freeze("cache", 10.0)),),
+        (_NO, _F.from_cache(), _F.first_token()),
+        questions=200,
+        calm=True,
+    ),
+    *(_noticed("F7", victim, "hang", Hang(victim, 10.0), 3.0, _TWO_ROUTERS) for victim in ("decode-0", "prefill-0")),
+    Scenario(
+        "F7",
+        "hang router-0",
+        _TWO_ROUTERS,
+        Load(64, seconds=25.0, resumes=True),
+        _LENGTHS,
+        (At(0.2, Hang("router-0", 10.0)),),
+        (_NO, _F.longest_pause()),
+    ),
+    *(
+        _noticed("F7", victim, "stop the engine of", StopEngine(victim, 15.0), 3.0, _TWO_ROUTERS)
+        for victim in ("decode-0", "prefill-0")
+    ),
+    *(
+        Scenario(
+            "F8",
+            f"{source} and {target} apart, {direction}",
+            _LINKS,
+            Load(streams=64, seconds=16.0),
+            _LENGTHS,
+            (At(0.2, Partition(source, target, direction, 6.0)),),
+            (_NO, _F.detected("partition", target, 2.5), _F.longest_pause()),
+        )
+        for source, target in (("router-0", "decode-0"), ("router-0", "prefill-0"), ("decode-0", "prefill-0"))
+        for direction in ("forward", "backward", "both")
+    ),
+    Scenario(
+        "F9",
+        "the handoff link: +50 ms, jitter, 10 Mbit/s",
+        _AUTO,
+        Load(streams=4, seconds=40.0),
+        _LENGTHS,
+        (At(0.0, Slow("decode-0", "prefill-0", 0.05, 0.02, 1.25e6, 40.0)),),
+        (_NO, _F.spacing(1.1), _F.booked(), _F.share_remote()),
+        calm=True,
+    ),
+    Scenario(
+        "F11",
+        "bytes flipped and connections reset in handoffs",
+        _LINKS,
+        _MINUTE,
+        _LENGTHS,
+        (
+            *(At(0.05, Flip(f"decode-{i}", f"prefill-{j}", 40)) for i in (0, 1) for j in (0, 1)),
+            At(0.5, Reset("decode-0", "prefill-0", 20, 0.5)),
+        ),
+        (_NO, _F.flips()),
+    ),
+    Scenario(
+        "F13",
+        "clients that read one message a second, or nothing",
+        _READERS,
+        Load(32, seconds=40.0, slow=0.05, silent=0.05),
+        Lengths(prompt=(4, 160), answer=(4, 200)),
+        (),
+        (_NO, _F.spacing(1.05), _F.memory("router-0")),
+        calm=True,
     ),
     Scenario(
         "F14",
-        "clients cancel at any moment",
-        SHORT_TOPOLOGY,
-        Load(streams=12, requests=200, cancels=0.8, cancel_within=0.4),
+        "10,000 cancels at any moment",
+        _TWO,
+        Load(32, 12500, cancels=0.95, cancel_within=0.5),
+        Lengths(prompt=(4, 160), answer=(24, 96), long_prompts=0.1),
+        (),
+        (_NO, _F.cancelled(10000), _F.reclaimed()),
+        samples=True,
+    ),
+    Scenario("F14", "kill -9 a client; cut one off", _TWO, Load(), _LENGTHS, epilogue=epilogues.lost_clients),
+    Scenario(
+        "F15",
+        "deadlines that pass in every phase",
+        _TWO,
+        Load(32, 2000, hurried=0.8),
+        _LENGTHS,
+        (),
+        (_NO, _F.told_after_deadline(), _F.reclaimed(by_deadline=True)),
+        samples=True,
+    ),
+    Scenario("F18", "a KV pool that fits", _FITS, Load(32, 300), _LENGTHS, (), (_NO, _F.throughput())),
+    Scenario(
+        "F18",
+        "a KV pool too small",
+        _TIGHT,
+        Load(32, 300),
+        _LENGTHS,
+        (),
+        (_NO, _F.preempted(), _F.throughput_of("a KV pool that fits", 0.7)),
+    ),
+    Scenario(
+        "F19",
+        "rolling restart of everything",
+        _ALL,
+        Load(32, seconds=30.0, resumes=True),
+        _LENGTHS,
+        (At(0.05, Roll(_ALL.services)),),
+        (_NO, _F.longest_pause()),
+    ),
+    Scenario(
+        "F21",
+        "three times too much",
+        _TWO,
+        Load(32, seconds=20.0),
+        _LENGTHS,
+        (),
+        (),
+        ("OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"),
+        epilogue=epilogues.overload(),
+    ),
+    Scenario(
+        "F23",
+        "10 cancelled long prompts, then a short one; prefilled by decode",
+        _LOCAL,
+        Load(),
+        Lengths((16, 48), (4, 16), 0.5, (1100, 1200)),
+        epilogue=epilogues.short_after_cancelled(),
+    ),
+    Scenario(
+        "F23",
+        "10 cancelled long prompts, then a short one; prefilled remotely",
+        _REMOTE,
+        Load(),
+        Lengths((16, 48), (4, 16), 0.5, (1100, 1200)),
+        epilogue=epilogues.short_after_cancelled(),
     ),
 )

@@ -62,32 +62,43 @@ class Sampler:
                 looks.append(Look(asked, time.monotonic(), ids))
                 await asyncio.sleep(max(0.0, asked + EVERY - time.monotonic()))
 
-    def freed_after(self, history: History) -> Iterator[float]:
-        """Seconds from each cancel of an accepted request until every worker that held it said it no longer does.
+    def freed_after(self, history: History, *, by_deadline: bool = False) -> Iterator[float]:
+        """Seconds from each cancel, or deadline, until every worker that held the request said it no longer does.
 
         A bound from above: a look later than the truth, and the time the worker took to answer.
         """
         for asked in history.requests:
             for attempt in asked.attempts:
-                if attempt.cancelled_at is None:
+                since = attempt.deadline_at if by_deadline else attempt.cancelled_at
+                if since is None:
                     continue
                 gone = [
-                    at - attempt.cancelled_at
+                    at - since
                     for looks in self.looks.values()
-                    if (at := _gone(looks, attempt.request_id, attempt.cancelled_at)) is not None
+                    if (at := _gone(looks, attempt.request_id, since)) is not None
                 ]
                 if gone:
                     yield max(gone)
 
+    def orphans_after(self, history: History, since: float) -> Iterator[float]:
+        """The same for calls that ended UNAVAILABLE after something happened, from then on."""
+        for asked in history.requests:
+            for attempt in asked.attempts:
+                if attempt.asked_at > since or attempt.ended is None or attempt.ended.code != "UNAVAILABLE":
+                    continue
+                gone = [_gone(looks, attempt.request_id, since) for looks in self.looks.values()]
+                if held := [at - since for at in gone if at is not None]:
+                    yield max(held)
 
-def _gone(looks: list[Look], request_id: str, cancelled_at: float) -> float | None:
+
+def _gone(looks: list[Look], request_id: str, since: float) -> float | None:
     """When a worker first said that it does not hold a request any more; None: it never held it after the cancel."""
     held = False
     for look in looks:
-        if look.told_at < cancelled_at:
+        if look.told_at < since:
             continue
         if request_id in look.ids:
             held = True
-        elif look.asked_at >= cancelled_at and held:
+        elif look.asked_at >= since and held:
             return look.told_at
     return float("inf") if held else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.faults.actions import Action
@@ -17,6 +17,7 @@ from tests.faults.questions import Lengths
 from tests.faults.sampler import Sampler
 
 _WAIT = 0.02
+_WARM = Load(streams=8, requests=32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class Run:
         calm: the same load without a fault, where the scenario wants it to compare with.
         sampler: what workers held while it ran, where the scenario wants that.
         happened: what was done, and when.
+        earlier: results of other scenarios, by row.
+        began_at: when the load began, and `loaded_until`, when it ended.
         wall: the wall clock less the monotonic one, seconds.
     """
 
@@ -66,8 +69,16 @@ class Run:
     calm: History | None = None
     sampler: Sampler | None = None
     happened: list[tuple[float, str]] = field(default_factory=list)
+    earlier: Mapping[str, Result] = field(default_factory=dict)
     began_at: float = 0.0
+    loaded_until: float = 0.0
     wall: float = 0.0
+
+    @property
+    def goodput(self) -> float:
+        """Tokens of requests that ended OK, per second of the load."""
+        tokens = sum(len(asked.tokens) for asked in self.history.requests if asked.code == "OK")
+        return tokens / max(1e-9, self.loaded_until - self.began_at)
 
     def when(self, prefix: str) -> float:
         """When something was first done."""
@@ -125,6 +136,7 @@ class Result:
     violations: tuple[Violation, ...]
     figures: tuple[Figure, ...]
     happened: tuple[tuple[float, str], ...]
+    goodput: float
     seconds: float
 
     @property
@@ -133,10 +145,16 @@ class Result:
         return not self.violations and all(figure.met for figure in self.figures)
 
 
-async def perform(scenario: Scenario, bed: Bed, book: Sequence[Question], seed: int = 0) -> Result:
+async def perform(
+    scenario: Scenario, bed: Bed, book: Sequence[Question], seed: int = 0, earlier: Mapping[str, Result] | None = None
+) -> Result:
     """Run a scenario on a mesh of its topology; the mesh is whole and quiet before and after."""
     began = time.monotonic()
     await bed.mend()
+    if not bed.warm:
+        async with Driver(book, bed.routers, seed) as driver:
+            await driver.run(_WARM)
+        bed.warm = True
     before = await bed.quiesce()
     calm = None
     if scenario.calm:
@@ -147,19 +165,22 @@ async def perform(scenario: Scenario, bed: Bed, book: Sequence[Question], seed: 
     extra: Sequence[Figure] = ()
     async with Driver(book, bed.routers, seed) as driver:
         sampler = Sampler(bed) if scenario.samples else None
-        run = Run(scenario, bed, driver.history, before, calm=calm, sampler=sampler)
+        run = Run(scenario, bed, driver.history, before, calm=calm, sampler=sampler, earlier=earlier or {})
         run.began_at, run.wall = time.monotonic(), time.time() - time.monotonic()
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(sampler.watch()) if sampler else None
             acting = [group.create_task(_act(entry, driver, bed)) for entry in scenario.timeline]
-            await driver.run(scenario.load)
+            driver.goes_on = lambda: not all(task.done() for task in acting)
+            if scenario.load.requests or scenario.load.seconds:
+                await driver.run(scenario.load)
+            run.loaded_until = time.monotonic()
             await asyncio.gather(*acting)
             if watching:
                 await asyncio.sleep(0.5)
                 watching.cancel()
         if scenario.epilogue:
             extra = await scenario.epilogue(bed, driver)
-            driver.history.closed_at = time.monotonic()
+        driver.history.closed_at = time.monotonic()
     await bed.mend()
     run.happened = list(bed.happened)
     run.after = await bed.quiesce(wanted=before)
@@ -174,6 +195,7 @@ async def perform(scenario: Scenario, bed: Bed, book: Sequence[Question], seed: 
         violations=tuple(violations),
         figures=tuple(figures),
         happened=tuple((at - run.began_at, text) for at, text in run.happened),
+        goodput=run.goodput,
         seconds=time.monotonic() - began,
     )
 

@@ -28,9 +28,12 @@ async def an_echo() -> AsyncIterator[tuple[str, int]]:
 
 @asynccontextmanager
 async def a_link(who: str = "") -> AsyncIterator[tuple[Proxy, asyncio.StreamReader, asyncio.StreamWriter]]:
+    async def name(port: int) -> str:
+        return who
+
     async with (
         an_echo() as (host, port),
-        Proxy.to(lambda: asyncio.open_connection(host, port), (lambda port: who) if who else None) as proxy,
+        Proxy.to(lambda: asyncio.open_connection(host, port), name if who else None) as proxy,
     ):
         host, _, number = proxy.address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(number))

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
-Who = Callable[[int], str]
+Who = Callable[[int], Awaitable[str]]
 """The name of whoever connects from a local port."""
 
 _PIECE = 16 * 1024  # bytes read at once
@@ -137,7 +137,7 @@ class Proxy:
             link.cut()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        link = self.link(self._who(writer.get_extra_info("peername")[1]) if self._who else "")
+        link = self.link(await self._who(writer.get_extra_info("peername")[1]) if self._who else "")
         try:
             peer_reader, peer_writer = await self._connect()
         except OSError:
