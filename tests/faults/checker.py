@@ -58,7 +58,7 @@ def judge(history: History, allowed: Collection[str] = ("OK",)) -> list[Violatio
     Args:
         history: closed.
         allowed: codes with which a patient client's request may end under this fault. One that cancels may always get
-            CANCELLED, one whose deadline is meant to pass always DEADLINE_EXCEEDED.
+            CANCELLED, one whose deadline is meant to pass always DEADLINE_EXCEEDED, or be refused early.
     """
     return [violation for asked in history.requests for violation in _judge(history, asked, frozenset(allowed))]
 
@@ -82,7 +82,7 @@ def _judge(history: History, asked: Asked, allowed: frozenset[str]) -> Iterator[
     if last.cancelled_at is not None:
         expected |= {"CANCELLED", "OK"}
     if asked.kind == "hurried":
-        expected |= {"DEADLINE_EXCEEDED", "OK"}
+        expected |= {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "OK"}
     if code in HONEST and code not in expected:
         yield Violation(Wrong.FAILED, asked.number, f"{code} {last.ended.reason}: {last.ended.details}")
 

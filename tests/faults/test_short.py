@@ -35,5 +35,6 @@ async def bed(fault_model: Path) -> AsyncIterator[Bed]:
 @pytest.mark.parametrize("scenario", SHORT, ids=[f"{s.row} {s.title}" for s in SHORT])
 async def test_row(bed: Bed, book: tuple[Question, ...], scenario: Scenario) -> None:
     result = await perform(scenario, bed, book)
+    print(result.codes, result.happened, result.figures)  # shown if it fails
     assert not result.violations, "\n".join(str(violation) for violation in result.violations[:20])
     assert all(figure.met for figure in result.figures), result.figures
