@@ -38,10 +38,11 @@ def int8_pays(bytes_per_second: float) -> bool:
 
 @dataclass
 class Links:
-    """What is known of the way to each prefill target: bandwidth, a moving average, and transports that failed."""
+    """What is known of the way to each prefill target: bandwidth, a moving average, what failed, and its pool."""
 
     _speeds: OrderedDict[str, float] = field(default_factory=OrderedDict)
     _failed: OrderedDict[tuple[str, Transport], float] = field(default_factory=OrderedDict)  # until when
+    _memories: OrderedDict[str, str] = field(default_factory=OrderedDict)
 
     def failed(self, target: str, transport: Transport, now: float) -> None:
         """A transport did not work with a target: it is not asked for again so soon."""
@@ -49,6 +50,17 @@ class Links:
         self._failed.move_to_end((target, transport))
         if len(self._failed) > _KEPT:
             self._failed.popitem(last=False)
+
+    def read_from(self, target: str, memory: str) -> None:
+        """KV of a target was read from the pool it lends by this name."""
+        self._memories[target] = memory
+        self._memories.move_to_end(target)
+        if len(self._memories) > _KEPT:
+            self._memories.popitem(last=False)
+
+    def memory(self, target: str) -> str:
+        """The pool that a target's KV was read from last; empty: none."""
+        return self._memories.get(target, "")
 
     def transports(self, wanted: tuple[Transport, ...], target: str, now: float) -> tuple[Transport, ...]:
         """What to ask a target for, of what is wanted: all of it if nothing else is left."""

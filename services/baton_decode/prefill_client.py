@@ -116,7 +116,8 @@ class PrefillClient:
 
         Yields:
             Accounts of the time so far, the first token as soon as it is known, and when every byte is here and
-            verified, Done. A first token that ends the answer is the last: its KV is not needed.
+            verified, and was held until then, Done. A first token that ends the answer is the last: its KV is not
+            needed.
 
         Raises:
             PrefillLost: what is in the slot behind `start_token` is worthless; whoever owns it goes on some other way.
@@ -140,6 +141,7 @@ class PrefillClient:
             cache_salt=request.cache_salt,
             bypass_prefix_cache=request.bypass_prefix_cache,
             transports=transports,
+            mapped_memory=self._mapped(target, transports),
         )
         layout, memory = self._engine.layout, self._engine.memory
         receiver = KvReceiver(layout, memory, slot, start_token, len(token_ids), credit_bytes, codecs)
@@ -163,7 +165,9 @@ class PrefillClient:
                         case "accepted":
                             await reception.accepted(message.accepted)
                         case "ranges" if needed:
-                            await reception.ranges(message.ranges)
+                            if await reception.ranges(message.ranges):
+                                done = message.ranges.sent
+                                break
                         case "progress":
                             handoff.progress = message.progress.timing
                             yield message.progress
@@ -179,11 +183,12 @@ class PrefillClient:
                             return
                         case "done":
                             receiver.verify(message.done)
-                            handoff.done_ns = time.monotonic_ns()
-                            self._account(target, handoff, receiver.received_bytes)
-                            yield message.done
-                            await read_status(messages)
-                            return
+                            done = message.done
+                            break
+                handoff.done_ns = time.monotonic_ns()
+                self._account(target, handoff, receiver.received_bytes)
+                yield done
+                await read_status(messages)
             except TimeoutError:
                 HANDOFFS.labels("silent").inc()
                 raise PrefillLost(f"{target} said nothing for {self._silence:g} s") from None
@@ -203,11 +208,18 @@ class PrefillClient:
             finally:
                 call.cancel()
                 reception.close()  # cancelling a call that is over does not end the task that reads our requests
+                if reception.memory:
+                    self._links.read_from(target, reception.memory)
                 for failed in reception.failed:
                     self._links.failed(target, failed, time.monotonic())
                 handoff.bytes = receiver.received_bytes
                 if handoff.bytes:
                     HANDOFF_BYTES.labels(transport.name(handoff.transport)).inc(handoff.bytes)
+
+    def _mapped(self, target: str, transports: Sequence[Transport]) -> str:
+        """The target's pool, if it can be read at once; else empty."""
+        memory = self._links.memory(target)
+        return memory if inference_pb2.TRANSPORT_SHM in transports and self._sources.mapped(memory) else ""
 
     def _account(self, target: str, handoff: Handoff, size: int) -> None:
         """A handoff ended well."""

@@ -44,7 +44,7 @@ class DecodeSettings(WorkerSettings):
         0,
         ge=0,
         description="messages with tokens, of all streams together, above which the tokens of a stream share messages; "
-        "0: 125 for each core the service may use",
+        "0: 80 for each core the service may use",
     )
     prefill_silence_seconds: float = Field(
         2.5, gt=0, description="a prefill call that says nothing for this long is given up; it should every 0.1 s"

@@ -7,14 +7,16 @@
    streams them, as far as the caller's credit reaches, or says where they lie: as the caller chose.
 4. The first token is sampled and overtakes all KV still queued.
 5. When all is out and the caller, who has all KV or has granted credit for it, has closed its side, `Done` follows and
-   the call ends. Whatever way it ends, leaving the `async with` frees the prompt's KV: here and nowhere else.
+   the call ends. Whatever way it ends, leaving the `async with` frees the prompt's KV: here and nowhere else. Its lease
+   ends just before.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -38,6 +40,7 @@ from baton.rpc.service import Runtime
 from baton.rpc.start import receive_start
 from baton.telemetry import tracing
 from baton.telemetry.ledger import Timeline
+from baton.telemetry.tracing import Attribute
 from baton.v1 import inference_pb2, ledger_pb2
 from baton.worker.calls import Calls
 from baton.worker.engine import QUEUE_SECONDS, engine_error
@@ -90,48 +93,34 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
             cache_salt=start.cache_salt,
         )
         with self._calls.track(start.request_id):
+            # Left in this order: nobody feeds or listens, the lease ends, the slot is freed.
             async with self._engine.request(submit) as handle:
-                codec = next(codec for codec in start.codecs if codec in _CODECS)
-                sender = KvSender(
-                    self._engine.layout, self._engine.memory, len(start.token_ids), start.credit_bytes, codec
-                )
-                accepted = self._offers.to(start.transports)
-                sender.control(prefill_pb2.PrefillResponse(accepted=accepted))
-                if not transport.needs_choice(accepted.transports):
-                    sender.choose(inference_pb2.TRANSPORT_GRPC)
-                feeding = [
-                    asyncio.create_task(_feed(handle, sender, timeline)),
-                    asyncio.create_task(_listen(request_iterator, sender, accepted)),
-                ]
-                for task in feeding:
-                    task.add_done_callback(sender.fail_with)  # or an unexpected error would leave the caller waiting
-                try:
-                    with tracing.phase("kv send") as span:
-                        try:
-                            async for message in sender.messages():
-                                yield message
-                        finally:
-                            sent = sender.digest
-                            span.set(
-                                {
-                                    "baton.transport": transport.name(sender.transport),
-                                    "baton.handoff.bytes": sent.bytes,
-                                    "baton.handoff.chunks": sent.chunks,
-                                }
-                            )
-                except CallerLeft:
-                    raise InvalidArgument(
-                        "choice", "no transport or too little credit when the caller closed"
-                    ) from None
-                finally:
-                    # Both are gone before the slot is freed: nobody reads it any more.
-                    for task in feeding:
-                        task.cancel()
-                    await asyncio.gather(*feeding, return_exceptions=True)
-        digest = sender.digest
-        yield prefill_pb2.PrefillResponse(
-            done=prefill_pb2.Done(chunks=digest.chunks, bytes=digest.bytes, checksum=digest.value())
-        )
+                with self._offers.to(start.transports, start.mapped_memory) as accepted:
+                    sender = self._sender(start, accepted)
+                    feed, listen = _feed(handle, sender, timeline), _listen(request_iterator, sender, accepted)
+                    async with _running(sender, feed, listen):
+                        with tracing.phase("kv send") as span:
+                            try:
+                                async for message in sender.messages():
+                                    yield message
+                            except CallerLeft:
+                                raise InvalidArgument(
+                                    "choice", "no transport or too little credit when the caller closed"
+                                ) from None
+                            finally:
+                                span.set(_attributes(sender))
+        yield prefill_pb2.PrefillResponse(done=sender.done())
+
+    def _sender(self, start: prefill_pb2.Start, accepted: prefill_pb2.PrefillAccepted) -> KvSender:
+        """What sends the prompt's KV, PrefillAccepted first."""
+        codec = next(codec for codec in start.codecs if codec in _CODECS)
+        sender = KvSender(self._engine.layout, self._engine.memory, len(start.token_ids), start.credit_bytes, codec)
+        sender.control(prefill_pb2.PrefillResponse(accepted=accepted))
+        if not transport.needs_choice(accepted.transports):
+            sender.choose(inference_pb2.TRANSPORT_GRPC)
+        elif accepted.chosen:
+            sender.choose(accepted.chosen)
+        return sender
 
     def _check(self, start: prefill_pb2.Start) -> None:
         """Refuse what does not fit before a byte moves."""
@@ -153,6 +142,29 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
             raise InvalidArgument("start_token", f"must be below the number of tokens, {len(start.token_ids)}")
         if start.credit_bytes < (largest := largest_chunk(self._engine.layout)):
             raise InvalidArgument("credit_bytes", f"must hold one chunk, {largest} bytes")
+
+
+@asynccontextmanager
+async def _running(sender: KvSender, *feeding: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run what feeds the sender as long as the block lasts."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in feeding]
+    for task in tasks:
+        task.add_done_callback(sender.fail_with)  # or an unexpected error would leave the caller waiting
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _attributes(sender: KvSender) -> dict[str, Attribute]:
+    """Of the span."""
+    return {
+        "baton.transport": transport.name(sender.transport),
+        "baton.handoff.bytes": sender.digest.bytes,
+        "baton.handoff.chunks": sender.digest.chunks,
+    }
 
 
 async def _feed(handle: RequestHandle, sender: KvSender, timeline: Timeline) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton_decode.spacing import LONGEST, Spacing, affordable_rate, apart
+from baton_decode.spacing import LONGEST, Spacing, affordable_rate, apart, until_tick
 
 RATES = st.integers(1, 100_000)
 STREAMS = st.integers(1, 10_000)
@@ -36,8 +36,19 @@ def test_one_event_loop_is_the_limit_of_many_cores() -> None:
     assert affordable_rate(1000) == affordable_rate(2000)
 
 
+@given(seconds=st.floats(0.001, LONGEST), now=st.floats(0, 1e6), later=st.floats(0, 1))
+def test_all_streams_wait_for_the_same_instants(seconds: float, now: float, later: float) -> None:
+    assert 0.0 < until_tick(seconds, now) <= seconds
+    ticks = (now + until_tick(seconds, now) - (now + later + until_tick(seconds, now + later))) / seconds
+    assert ticks == pytest.approx(round(ticks), abs=1e-3)
+
+
+def test_without_spacing_nobody_waits() -> None:
+    assert until_tick(0.0, 123.4) == 0.0
+
+
 def test_only_streams_that_run_count() -> None:
-    spacing = Spacing(100)
+    spacing = Spacing(100, clock=lambda: 0.0)
     assert spacing.seconds() == 0.0
     with spacing.streaming(), spacing.streaming():
         assert spacing.seconds() == 0.02

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from baton.handoff import shm
+from baton.handoff.leases import LeaseTable
 from baton.handoff.receiver import Piece
 from baton.handoff.sources import SharedMemorySource, Sources
 from baton.handoff.transport import TransportFailed
@@ -36,8 +37,10 @@ async def lender(directory: Path) -> AsyncIterator[tuple[prefill_pb2.SharedMemor
     fd = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, SIZE)
     with mmap.mmap(fd, SIZE) as memory:
-        async with shm.lending(directory, fd) as offer:
+        leases = LeaseTable()
+        async with shm.lending(directory, fd, leases) as offer:
             yield offer, memory
+        leases.close()
         os.close(fd)
 
 
@@ -120,11 +123,12 @@ _LENDER = """
 import asyncio, os, sys
 from pathlib import Path
 from baton.handoff import shm
+from baton.handoff.leases import LeaseTable
 
 async def main():
     fd = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, 1 << 20)
-    async with shm.lending(Path(sys.argv[1]), fd) as offer:
+    async with shm.lending(Path(sys.argv[1]), fd, LeaseTable()) as offer:
         print(offer.SerializeToString().hex(), flush=True)
         await asyncio.sleep(60)
 

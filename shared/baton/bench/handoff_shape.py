@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from baton.engine.layout import KvDtype, LayerSpec, PoolLayout
 
 BYTES_METHOD = "/baton.bench.Bytes/Stream"
+EMPTY_METHOD = "/baton.bench.Bytes/Empty"
+LATE = "late"
+"""Request id of a handoff whose KV becomes ready so long after its call began, as after a prompt's computation."""
+LATE_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,10 @@ class NixlSource:
         if state != "DONE":
             raise TransportFailed(f"a NIXL read ended in {state}")
 
+    def held(self, lease: prefill_pb2.Lease) -> bool:
+        """As `baton.handoff.sources.Source.held`: a lease is not read from here."""
+        return False
+
 
 class Reader(_Agent):
     """Reads lenders' pools into the own one.

@@ -61,6 +61,7 @@ class KvReceiver:
         self._tokens = tokens
         self._codecs = codecs
         self._first = [first_moved(layout, layer, start_token, tokens) for layer in range(len(layout.layers))]
+        self._token_bytes = [sum(layout.token_bytes(layer)) for layer in range(len(layout.layers))]
         self.total_bytes = moved_bytes(layout, start_token, tokens)
         self._first_credit = credit_bytes
         self._largest = largest_chunk(layout)
@@ -141,7 +142,7 @@ class KvReceiver:
     def took(self, item: kv_pb2.KvRange) -> None:
         """A range was read into the slot."""
         start, stop = item.start, item.start + item.tokens
-        size = sum(self._layout.token_bytes(item.layer)) * item.tokens
+        size = self._token_bytes[item.layer] * item.tokens
         self._took(item.layer, start, stop, range_checksum(item), size)
 
     def verify(self, done: prefill_pb2.Done) -> None:
@@ -165,5 +166,5 @@ class KvReceiver:
 
     def _took(self, layer: int, start: int, stop: int, checksum: int, size: int) -> None:
         self._have[layer, start - self._start : stop - self._start] = True
-        self._missing -= sum(self._layout.token_bytes(layer)) * (stop - start)
+        self._missing -= self._token_bytes[layer] * (stop - start)
         self._digest.add(checksum, size)

@@ -45,6 +45,7 @@ class Reception:
 
     Attributes:
         failed: transports that were given up.
+        memory: name of the pool that was read, if that can be named the next time.
     """
 
     def __init__(self, receiver: KvReceiver, sources: Sources, wanted: tuple[Transport, ...], handoff: Handoff) -> None:
@@ -56,6 +57,7 @@ class Reception:
         self._accepted = prefill_pb2.PrefillAccepted()
         self._source: Source | None = None
         self.failed: list[Transport] = []
+        self.memory = ""
         self._closed = False
         # A choice for each transport, and at most one credit per chunk in flight: those are bounded by the credit.
         self._requests: asyncio.Queue[prefill_pb2.PrefillRequest | None] = asyncio.Queue()
@@ -105,30 +107,38 @@ class Reception:
         if self._receiver.all_granted:
             self.close()
 
-    async def ranges(self, message: prefill_pb2.KvRanges) -> None:
+    async def ranges(self, message: prefill_pb2.KvRanges) -> bool:
         """KV lies in the prefill service's pool: read it. If that fails, all of it comes by the next transport.
+
+        Returns:
+            Whether all KV is here, verified, and was held until it was: Done, when it comes, says nothing new.
 
         Raises:
             HandoffCorrupt: a range is not what it should be.
             NoTransport: there is no next one.
         """
         if message.transport != self._handoff.transport or self._source is None:
-            return  # of a transport that was given up
+            return False  # of a transport that was given up
         came_ns = time.monotonic_ns()
         pieces = [self._receiver.pieces(item) for item in message.ranges]
         try:
-            await self._source.read([piece for pair in pieces for piece in pair])
+            if pieces:
+                await self._source.read([piece for pair in pieces for piece in pair])
         except TransportFailed as error:
             self._given_up(self._handoff.transport, error)
             self._receiver.restart()
             await self._choose()
-            return
+            return False
         now_ns = time.monotonic_ns()
         for item in message.ranges:
             self._receiver.took(item)
             self._handoff.chunk(item.since_accepted_ns, came_ns, now_ns)
         if self._receiver.whole:
             self.close()
+        if not message.HasField("sent"):
+            return False
+        self._receiver.verify(message.sent)
+        return self._source.held(self._accepted.lease)
 
     async def _choose(self) -> None:
         """Take the next transport that can be used, and say so."""
@@ -143,7 +153,9 @@ class Reception:
                 self._given_up(chosen, error)
                 continue
             self._handoff.transport = chosen
-            if transport.needs_choice(self._accepted.transports):
+            if chosen == inference_pb2.TRANSPORT_SHM:
+                self.memory = self._accepted.shared_memory.name
+            if transport.needs_choice(self._accepted.transports) and chosen != self._accepted.chosen:
                 choice = prefill_pb2.Choice(transport=chosen)
                 self._requests.put_nowait(prefill_pb2.PrefillRequest(choice=choice))
             if chosen == inference_pb2.TRANSPORT_GRPC and self._receiver.all_granted:

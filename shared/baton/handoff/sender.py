@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -28,7 +29,7 @@ class _Range:
 
 
 RANGES_BYTES = 8 * 1024 * 1024
-"""Most KV bytes that one KvRanges names: the first token may have to wait until they are read."""
+"""Most KV bytes that one KvRanges names before the first token is out, which may have to wait until they are read."""
 
 
 class CallerLeft(Exception):
@@ -66,7 +67,7 @@ class KvSender:
     ) -> None:
         self._layout = layout
         self._memory = memory
-        self._tokens = tokens
+        self._first = [first_moved(layout, layer, 0, tokens) for layer in range(len(layout.layers))]
         self._codec = codec
         self._first_credit = self._credit = credit_bytes
         self._control: deque[prefill_pb2.PrefillResponse] = deque()
@@ -74,6 +75,7 @@ class KvSender:
         self._sent: list[_Range] = []
         self._last: dict[int, _Range] = {}  # of those queued, by layer
         self._finished = False
+        self._told_all = False  # that nothing more comes by this transport
         self._closed = False
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
@@ -92,7 +94,7 @@ class KvSender:
 
     def ready(self, slot: int, layer: int, start: int, stop: int) -> None:
         """Tokens [start, stop) of a layer lie in the pool and will not change."""
-        first = max(start, first_moved(self._layout, layer, 0, self._tokens))
+        first = max(start, self._first[layer])
         if first >= stop:
             return
         last = self._last.get(layer)
@@ -108,6 +110,7 @@ class KvSender:
         self.transport = transport
         self._queued.extendleft(reversed(self._sent))
         self._sent.clear()
+        self._told_all = False
         self._credit = self._first_credit
         self.digest = StreamDigest()
         self._changed.set()
@@ -122,6 +125,11 @@ class KvSender:
         self._queued.clear()
         self._sent.clear()
         self._last.clear()
+        self._told_all = True
+
+    def done(self) -> prefill_pb2.Done:
+        """What was sent since the last choice."""
+        return prefill_pb2.Done(chunks=self.digest.chunks, bytes=self.digest.bytes, checksum=self.digest.value())
 
     def finish(self) -> None:
         """Nothing more will become ready."""
@@ -166,22 +174,34 @@ class KvSender:
 
     def _next_kv(self) -> Message | None:
         """The next message with KV in it, or its places; None: none may go."""
-        if not self._queued or self.transport == inference_pb2.TRANSPORT_UNSPECIFIED:
+        if self.transport == inference_pb2.TRANSPORT_UNSPECIFIED:
             return None
-        if self.transport == inference_pb2.TRANSPORT_GRPC:
-            first = self._queued[0]
-            tokens = min(first.stop - first.start, chunk_tokens(self._layout, first.layer))
-            if codec.data_size(kv_pb2.KV_CODEC_RAW, self._layout, first.layer, tokens) > self._credit:
-                return None
-            return self._chunk(self._take(tokens))
+        if self.transport != inference_pb2.TRANSPORT_GRPC:
+            return self._ranges()
+        if not self._queued:
+            return None
+        first = self._queued[0]
+        tokens = min(first.stop - first.start, chunk_tokens(self._layout, first.layer))
+        if codec.data_size(kv_pb2.KV_CODEC_RAW, self._layout, first.layer, tokens) > self._credit:
+            return None
+        return self._chunk(self._take(tokens))
+
+    def _ranges(self) -> Message | None:
+        """Where lies what is queued; with the last of it, or behind it, what was sent in all."""
+        last = self._finished and not self._told_all
+        if not self._queued and not last:
+            return None
         ranges = prefill_pb2.KvRanges(transport=self.transport)
-        size = 0
-        while self._queued and size < RANGES_BYTES:
+        size, most_bytes = 0, sys.maxsize if self._finished else RANGES_BYTES
+        while self._queued and size < most_bytes:
             layer = self._queued[0].layer
-            most = max(1, (RANGES_BYTES - size) // sum(self._layout.token_bytes(layer)))
+            most = max(1, (most_bytes - size) // sum(self._layout.token_bytes(layer)))
             place, place_bytes = self._range(self._take(most))
             ranges.ranges.append(place)
             size += place_bytes
+        if last:
+            ranges.sent.CopyFrom(self.done())
+            self._told_all = True
         return prefill_pb2.PrefillResponse(ranges=ranges)
 
     def _take(self, most_tokens: int) -> _Range:

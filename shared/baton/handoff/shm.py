@@ -1,8 +1,9 @@
 """Shared memory of one host: a prefill service lends its pool, for reading, to whoever can prove to be meant.
 
-The pool is a memory file without a name. Its descriptor goes over a Unix socket, whose name cannot be guessed, in a
-directory that only this user may enter; who connects must say a token. Both come over the gRPC call. To have reached
-the socket is the proof that the host is shared; processes in two containers share the directory as a volume.
+The pool is a memory file without a name. Its descriptor, and that of the table of leases, go over a Unix socket, whose
+name cannot be guessed, in a directory that only this user may enter; who connects must say a token. Name and token come
+over the gRPC call. To have reached the socket is the proof that the host is shared; processes in two containers share
+the directory as a volume.
 
 The memory lives as long as a process has it mapped, so the connection stays: when the lender is gone, killed or not,
 the connection breaks and the borrower lets the memory go. All that a killed lender leaves behind is its socket's name,
@@ -20,11 +21,12 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from baton.handoff.leases import LeaseTable, LeaseView
 from baton.handoff.transport import TransportFailed
 from baton.internal.v1 import prefill_pb2
 
@@ -42,13 +44,14 @@ def default_directory() -> Path:
 
 
 @asynccontextmanager
-async def lending(directory: Path, memory_fd: int) -> AsyncIterator[prefill_pb2.SharedMemory]:
+async def lending(directory: Path, memory_fd: int, leases: LeaseTable) -> AsyncIterator[prefill_pb2.SharedMemory]:
     """Lend a pool as long as the block lasts; gives what a borrower must know.
 
     Args:
         directory: of the socket; made if it is not there.
         memory_fd: the pool, a memory file that allows seals. It can neither shrink nor grow from here on: a borrower
             that reads where nothing is would be killed.
+        leases: which calls hold what they told of.
 
     Raises:
         TransportFailed: the directory is not private, or the socket cannot be there.
@@ -56,12 +59,13 @@ async def lending(directory: Path, memory_fd: int) -> AsyncIterator[prefill_pb2.
     token = secrets.token_bytes(_TOKEN_BYTES)
     name = f"kv-{secrets.token_hex(16)}"
     door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    read_only = -1
+    read_only: list[int] = []
     try:
         try:
             _open_door(door, directory, name)
             fcntl.fcntl(memory_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-            read_only = os.open(f"/proc/self/fd/{memory_fd}", os.O_RDONLY | os.O_CLOEXEC)
+            for fd in (memory_fd, leases.fd):
+                read_only.append(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
             raise TransportFailed(f"cannot lend memory: {error.strerror or error}") from None
         door.setblocking(False)
@@ -76,8 +80,8 @@ async def lending(directory: Path, memory_fd: int) -> AsyncIterator[prefill_pb2.
         door.close()
         with suppress(OSError):  # gone, or never there: a directory that is not ours says no here as well
             (directory / name).unlink()
-        if read_only >= 0:
-            os.close(read_only)
+        for fd in read_only:
+            os.close(fd)
 
 
 def _open_door(door: socket.socket, directory: Path, name: str) -> None:
@@ -92,7 +96,7 @@ def _open_door(door: socket.socket, directory: Path, name: str) -> None:
         os.rename(draft, place / name)
 
 
-async def _accept(door: socket.socket, token: bytes, memory_fd: int) -> None:
+async def _accept(door: socket.socket, token: bytes, lent: Sequence[int]) -> None:
     loop = asyncio.get_running_loop()
     room = asyncio.Semaphore(_BORROWERS)
     async with asyncio.TaskGroup() as group:
@@ -104,10 +108,10 @@ async def _accept(door: socket.socket, token: bytes, memory_fd: int) -> None:
                 room.release()
                 await asyncio.sleep(0.1)
                 continue
-            group.create_task(_serve(connection, token, memory_fd)).add_done_callback(lambda _: room.release())
+            group.create_task(_serve(connection, token, lent)).add_done_callback(lambda _: room.release())
 
 
-async def _serve(connection: socket.socket, token: bytes, memory_fd: int) -> None:
+async def _serve(connection: socket.socket, token: bytes, lent: Sequence[int]) -> None:
     """Lend to one process, until it or this one has enough."""
     loop = asyncio.get_running_loop()
     with connection, suppress(OSError, TimeoutError):
@@ -119,7 +123,7 @@ async def _serve(connection: socket.socket, token: bytes, memory_fd: int) -> Non
         if not hmac.compare_digest(said, token):
             log.warning("a process that did not know the token asked for the pool's memory")
             return
-        socket.send_fds(connection, [b"\0"], [memory_fd])
+        socket.send_fds(connection, [b"\0"], lent)
         await loop.sock_recv(connection, 1)
 
 
@@ -130,13 +134,21 @@ class LentPool:
         memory: its bytes, read-only; empty when the lender is gone.
     """
 
-    def __init__(self, connection: socket.socket, mapped: mmap.mmap) -> None:
+    def __init__(self, connection: socket.socket, mapped: mmap.mmap, leases: LeaseView | None) -> None:
         self.connection = connection
         self._mapped = mapped
+        self._leases = leases
         self.memory = memoryview(mapped)
+
+    def held(self, lease: prefill_pb2.Lease) -> bool:
+        """Whether a call certainly held what was read of it until now."""
+        return self._leases is not None and self._leases.held(lease)
 
     def close(self) -> None:
         """Let it go."""
+        if self._leases is not None:
+            self._leases.close()
+            self._leases = None
         self.memory.release()
         self.memory = memoryview(b"")
         self._mapped.close()
@@ -161,15 +173,17 @@ def _borrow(directory: Path, offer: prefill_pb2.SharedMemory) -> LentPool:
         with _inside(directory) as place:
             connection.connect(str(place / offer.name))
         connection.sendall(offer.token)
-        _, fds, _, _ = socket.recv_fds(connection, 1, 1)
+        _, fds, _, _ = socket.recv_fds(connection, 1, 2)
         if not fds:
             raise TransportFailed("the prefill service did not lend its memory")
         try:
             if not fcntl.fcntl(fds[0], fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
                 raise TransportFailed("the lent memory could be taken away while it is read")
-            pool = LentPool(connection, mmap.mmap(fds[0], 0, prot=mmap.PROT_READ))
+            mapped = mmap.mmap(fds[0], 0, prot=mmap.PROT_READ)
+            pool = LentPool(connection, mapped, LeaseView(fds[1]) if len(fds) > 1 else None)
         finally:
-            os.close(fds[0])
+            for fd in fds:
+                os.close(fd)
     except TransportFailed:
         connection.close()
         raise

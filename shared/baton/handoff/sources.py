@@ -29,6 +29,9 @@ class Source(Protocol):
             TransportFailed: it cannot be read any more.
         """
 
+    def held(self, lease: prefill_pb2.Lease) -> bool:
+        """Whether the call certainly held, until now, what was read of it. False: only its Done can say."""
+
 
 class SharedMemorySource:
     """Reads a pool that is mapped."""
@@ -51,6 +54,10 @@ class SharedMemorySource:
                     raise TransportFailed("the prefill service names memory that it did not lend, or it is gone")
                 self._memory[target : target + size] = self._pool.memory[source : source + size]
                 copied += size
+
+    def held(self, lease: prefill_pb2.Lease) -> bool:
+        """As `Source.held`."""
+        return self._pool.held(lease)
 
 
 class Sources:
@@ -80,6 +87,10 @@ class Sources:
         if self._nixl is None:
             raise TransportFailed("this worker has no NIXL")
         return await self._nixl.open(accepted.nixl)
+
+    def mapped(self, name: str) -> bool:
+        """Whether the pool that a prefill service lends under this name can be read without asking for it."""
+        return name in self._pools
 
     def close(self) -> None:
         """Let all pools go."""

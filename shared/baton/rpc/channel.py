@@ -136,10 +136,11 @@ class _Shared:
 
 
 async def read_status(messages: AsyncIterator[Any]) -> None:
-    """After a call's last message, read on to its status, which is right behind.
+    """After the last message that counts, read on to the call's status, which is right behind.
 
     A call that is left before its status is a cancelled one, for both sides. One whose status does not come is left.
     """
     with suppress(TimeoutError, grpc.aio.AioRpcError):
         async with asyncio.timeout(_STATUS_SECONDS):
-            await anext(messages, None)
+            async for _ in messages:
+                pass

@@ -28,7 +28,7 @@ from baton.v1 import inference_pb2 as baton_dot_v1_dot_inference__pb2
 from baton.v1 import sampling_pb2 as baton_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62\x61ton/internal/v1/prefill.proto\x12\x11\x62\x61ton.internal.v1\x1a\x1a\x62\x61ton/internal/v1/kv.proto\x1a\x1e\x62\x61ton/internal/v1/timing.proto\x1a\x18\x62\x61ton/v1/inference.proto\x1a\x17\x62\x61ton/v1/sampling.proto\"\xa0\x01\n\x0ePrefillRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.baton.internal.v1.StartH\x00\x12+\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x19.baton.internal.v1.CreditH\x00\x12+\n\x06\x63hoice\x18\x03 \x01(\x0b\x32\x19.baton.internal.v1.ChoiceH\x00\x42\t\n\x07message\"\x99\x03\n\x05Start\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0cwire_version\x18\x02 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\x32\n\x0blayer_table\x18\x04 \x01(\x0b\x32\x1d.baton.internal.v1.LayerTable\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x15\n\rprompt_tokens\x18\x06 \x01(\r\x12\x13\n\x0bstart_token\x18\x07 \x01(\r\x12*\n\x08sampling\x18\x08 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x14\n\x0c\x63redit_bytes\x18\t \x01(\x04\x12*\n\x06\x63odecs\x18\n \x03(\x0e\x32\x1a.baton.internal.v1.KvCodec\x12\x10\n\x08priority\x18\x0b \x01(\x05\x12\x12\n\ncache_salt\x18\x0c \x01(\x0c\x12\x1b\n\x13\x62ypass_prefix_cache\x18\r \x01(\x08\x12\'\n\ntransports\x18\x0e \x03(\x0e\x32\x13.baton.v1.Transport\"0\n\x06\x43hoice\x12&\n\ttransport\x18\x01 \x01(\x0e\x32\x13.baton.v1.Transport\"\x17\n\x06\x43redit\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\"\xc7\x02\n\x0fPrefillResponse\x12\x36\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\".baton.internal.v1.PrefillAcceptedH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.baton.internal.v1.KvChunkH\x00\x12\x34\n\x0b\x66irst_token\x18\x03 \x01(\x0b\x32\x1d.baton.internal.v1.FirstTokenH\x00\x12\'\n\x04\x64one\x18\x04 \x01(\x0b\x32\x17.baton.internal.v1.DoneH\x00\x12\x36\n\x08progress\x18\x05 \x01(\x0b\x32\".baton.internal.v1.PrefillProgressH\x00\x12-\n\x06ranges\x18\x06 \x01(\x0b\x32\x1b.baton.internal.v1.KvRangesH\x00\x42\t\n\x07message\"\x9f\x01\n\x0fPrefillAccepted\x12\'\n\ntransports\x18\x01 \x03(\x0e\x32\x13.baton.v1.Transport\x12\x36\n\rshared_memory\x18\x02 \x01(\x0b\x32\x1f.baton.internal.v1.SharedMemory\x12+\n\x04nixl\x18\x03 \x01(\x0b\x32\x1d.baton.internal.v1.NixlMemory\"+\n\x0cSharedMemory\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\"L\n\nNixlMemory\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x10\n\x08metadata\x18\x02 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\x04\x12\x0c\n\x04size\x18\x04 \x01(\x04\"^\n\x08KvRanges\x12&\n\ttransport\x18\x01 \x01(\x0e\x32\x13.baton.v1.Transport\x12*\n\x06ranges\x18\x02 \x03(\x0b\x32\x1a.baton.internal.v1.KvRange\"?\n\x0fPrefillProgress\x12,\n\x06timing\x18\x01 \x01(\x0b\x32\x1c.baton.internal.v1.HopTiming\"\xad\x01\n\nFirstToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12-\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12,\n\x06timing\x18\x03 \x01(\x0b\x32\x1c.baton.internal.v1.HopTiming\x12\x19\n\x11since_accepted_ns\x18\x04 \x01(\x04\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\"7\n\x04\x44one\x12\x0e\n\x06\x63hunks\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x03 \x01(\x06\x32_\n\x07Prefill\x12T\n\x07Prefill\x12!.baton.internal.v1.PrefillRequest\x1a\".baton.internal.v1.PrefillResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62\x61ton/internal/v1/prefill.proto\x12\x11\x62\x61ton.internal.v1\x1a\x1a\x62\x61ton/internal/v1/kv.proto\x1a\x1e\x62\x61ton/internal/v1/timing.proto\x1a\x18\x62\x61ton/v1/inference.proto\x1a\x17\x62\x61ton/v1/sampling.proto\"\xa0\x01\n\x0ePrefillRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.baton.internal.v1.StartH\x00\x12+\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x19.baton.internal.v1.CreditH\x00\x12+\n\x06\x63hoice\x18\x03 \x01(\x0b\x32\x19.baton.internal.v1.ChoiceH\x00\x42\t\n\x07message\"\xb0\x03\n\x05Start\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0cwire_version\x18\x02 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\x32\n\x0blayer_table\x18\x04 \x01(\x0b\x32\x1d.baton.internal.v1.LayerTable\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x15\n\rprompt_tokens\x18\x06 \x01(\r\x12\x13\n\x0bstart_token\x18\x07 \x01(\r\x12*\n\x08sampling\x18\x08 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x14\n\x0c\x63redit_bytes\x18\t \x01(\x04\x12*\n\x06\x63odecs\x18\n \x03(\x0e\x32\x1a.baton.internal.v1.KvCodec\x12\x10\n\x08priority\x18\x0b \x01(\x05\x12\x12\n\ncache_salt\x18\x0c \x01(\x0c\x12\x1b\n\x13\x62ypass_prefix_cache\x18\r \x01(\x08\x12\'\n\ntransports\x18\x0e \x03(\x0e\x32\x13.baton.v1.Transport\x12\x15\n\rmapped_memory\x18\x0f \x01(\t\"0\n\x06\x43hoice\x12&\n\ttransport\x18\x01 \x01(\x0e\x32\x13.baton.v1.Transport\"\x17\n\x06\x43redit\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\"\xc7\x02\n\x0fPrefillResponse\x12\x36\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\".baton.internal.v1.PrefillAcceptedH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.baton.internal.v1.KvChunkH\x00\x12\x34\n\x0b\x66irst_token\x18\x03 \x01(\x0b\x32\x1d.baton.internal.v1.FirstTokenH\x00\x12\'\n\x04\x64one\x18\x04 \x01(\x0b\x32\x17.baton.internal.v1.DoneH\x00\x12\x36\n\x08progress\x18\x05 \x01(\x0b\x32\".baton.internal.v1.PrefillProgressH\x00\x12-\n\x06ranges\x18\x06 \x01(\x0b\x32\x1b.baton.internal.v1.KvRangesH\x00\x42\t\n\x07message\"\xed\x01\n\x0fPrefillAccepted\x12\'\n\ntransports\x18\x01 \x03(\x0e\x32\x13.baton.v1.Transport\x12\x36\n\rshared_memory\x18\x02 \x01(\x0b\x32\x1f.baton.internal.v1.SharedMemory\x12+\n\x04nixl\x18\x03 \x01(\x0b\x32\x1d.baton.internal.v1.NixlMemory\x12#\n\x06\x63hosen\x18\x04 \x01(\x0e\x32\x13.baton.v1.Transport\x12\'\n\x05lease\x18\x05 \x01(\x0b\x32\x18.baton.internal.v1.Lease\"%\n\x05Lease\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04\"+\n\x0cSharedMemory\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\"L\n\nNixlMemory\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x10\n\x08metadata\x18\x02 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\x04\x12\x0c\n\x04size\x18\x04 \x01(\x04\"\x85\x01\n\x08KvRanges\x12&\n\ttransport\x18\x01 \x01(\x0e\x32\x13.baton.v1.Transport\x12*\n\x06ranges\x18\x02 \x03(\x0b\x32\x1a.baton.internal.v1.KvRange\x12%\n\x04sent\x18\x03 \x01(\x0b\x32\x17.baton.internal.v1.Done\"?\n\x0fPrefillProgress\x12,\n\x06timing\x18\x01 \x01(\x0b\x32\x1c.baton.internal.v1.HopTiming\"\xad\x01\n\nFirstToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12-\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12,\n\x06timing\x18\x03 \x01(\x0b\x32\x1c.baton.internal.v1.HopTiming\x12\x19\n\x11since_accepted_ns\x18\x04 \x01(\x04\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\"7\n\x04\x44one\x12\x0e\n\x06\x63hunks\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x03 \x01(\x06\x32_\n\x07Prefill\x12T\n\x07Prefill\x12!.baton.internal.v1.PrefillRequest\x1a\".baton.internal.v1.PrefillResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,27 +38,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREFILLREQUEST']._serialized_start=166
   _globals['_PREFILLREQUEST']._serialized_end=326
   _globals['_START']._serialized_start=329
-  _globals['_START']._serialized_end=738
-  _globals['_CHOICE']._serialized_start=740
-  _globals['_CHOICE']._serialized_end=788
-  _globals['_CREDIT']._serialized_start=790
-  _globals['_CREDIT']._serialized_end=813
-  _globals['_PREFILLRESPONSE']._serialized_start=816
-  _globals['_PREFILLRESPONSE']._serialized_end=1143
-  _globals['_PREFILLACCEPTED']._serialized_start=1146
-  _globals['_PREFILLACCEPTED']._serialized_end=1305
-  _globals['_SHAREDMEMORY']._serialized_start=1307
-  _globals['_SHAREDMEMORY']._serialized_end=1350
-  _globals['_NIXLMEMORY']._serialized_start=1352
-  _globals['_NIXLMEMORY']._serialized_end=1428
-  _globals['_KVRANGES']._serialized_start=1430
-  _globals['_KVRANGES']._serialized_end=1524
-  _globals['_PREFILLPROGRESS']._serialized_start=1526
-  _globals['_PREFILLPROGRESS']._serialized_end=1589
-  _globals['_FIRSTTOKEN']._serialized_start=1592
-  _globals['_FIRSTTOKEN']._serialized_end=1765
-  _globals['_DONE']._serialized_start=1767
-  _globals['_DONE']._serialized_end=1822
-  _globals['_PREFILL']._serialized_start=1824
-  _globals['_PREFILL']._serialized_end=1919
+  _globals['_START']._serialized_end=761
+  _globals['_CHOICE']._serialized_start=763
+  _globals['_CHOICE']._serialized_end=811
+  _globals['_CREDIT']._serialized_start=813
+  _globals['_CREDIT']._serialized_end=836
+  _globals['_PREFILLRESPONSE']._serialized_start=839
+  _globals['_PREFILLRESPONSE']._serialized_end=1166
+  _globals['_PREFILLACCEPTED']._serialized_start=1169
+  _globals['_PREFILLACCEPTED']._serialized_end=1406
+  _globals['_LEASE']._serialized_start=1408
+  _globals['_LEASE']._serialized_end=1445
+  _globals['_SHAREDMEMORY']._serialized_start=1447
+  _globals['_SHAREDMEMORY']._serialized_end=1490
+  _globals['_NIXLMEMORY']._serialized_start=1492
+  _globals['_NIXLMEMORY']._serialized_end=1568
+  _globals['_KVRANGES']._serialized_start=1571
+  _globals['_KVRANGES']._serialized_end=1704
+  _globals['_PREFILLPROGRESS']._serialized_start=1706
+  _globals['_PREFILLPROGRESS']._serialized_end=1769
+  _globals['_FIRSTTOKEN']._serialized_start=1772
+  _globals['_FIRSTTOKEN']._serialized_end=1945
+  _globals['_DONE']._serialized_start=1947
+  _globals['_DONE']._serialized_end=2002
+  _globals['_PREFILL']._serialized_start=2004
+  _globals['_PREFILL']._serialized_end=2099
 # @@protoc_insertion_point(module_scope)

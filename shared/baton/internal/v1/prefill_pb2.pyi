@@ -80,6 +80,7 @@ class Start(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     BYPASS_PREFIX_CACHE_FIELD_NUMBER: _builtins.int
     TRANSPORTS_FIELD_NUMBER: _builtins.int
+    MAPPED_MEMORY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Id of the request, for logs and traces."""
     wire_version: _builtins.int
@@ -100,6 +101,10 @@ class Start(_message.Message):
     """Whose prefix cache it may use: only requests with equal salts share computed prefixes. Empty is a salt like any other."""
     bypass_prefix_cache: _builtins.bool
     """Neither use computed prefixes of other requests, nor leave any."""
+    mapped_memory: _builtins.str
+    """SharedMemory.name of the pool that the caller has mapped and wants the KV from. If it is this service's, it is chosen
+    with that. Empty, or another one: the caller has to choose.
+    """
     @_builtins.property
     def layer_table(self) -> _kv_pb2.LayerTable:
         """The caller's layer table. Refused with FAILED_PRECONDITION when it is not this worker's."""
@@ -137,10 +142,11 @@ class Start(_message.Message):
         cache_salt: _builtins.bytes = ...,
         bypass_prefix_cache: _builtins.bool = ...,
         transports: _abc.Iterable[_inference_pb2.Transport.ValueType] | None = ...,
+        mapped_memory: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layer_table", b"layer_table", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bypass_prefix_cache", b"bypass_prefix_cache", "cache_salt", b"cache_salt", "codecs", b"codecs", "credit_bytes", b"credit_bytes", "layer_table", b"layer_table", "model_fingerprint", b"model_fingerprint", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "sampling", b"sampling", "start_token", b"start_token", "token_ids", b"token_ids", "transports", b"transports", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bypass_prefix_cache", b"bypass_prefix_cache", "cache_salt", b"cache_salt", "codecs", b"codecs", "credit_bytes", b"credit_bytes", "layer_table", b"layer_table", "mapped_memory", b"mapped_memory", "model_fingerprint", b"model_fingerprint", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "sampling", b"sampling", "start_token", b"start_token", "token_ids", b"token_ids", "transports", b"transports", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -257,6 +263,10 @@ class PrefillAccepted(_message.Message):
     TRANSPORTS_FIELD_NUMBER: _builtins.int
     SHARED_MEMORY_FIELD_NUMBER: _builtins.int
     NIXL_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
+    chosen: _inference_pb2.Transport.ValueType
+    """The transport that Start chose with mapped_memory. Unset: none, unless gRPC alone is offered."""
     @_builtins.property
     def transports(self) -> _containers.RepeatedScalarFieldContainer[_inference_pb2.Transport.ValueType]:
         """Transports that both sides know and this one has, in the caller's order."""
@@ -269,25 +279,59 @@ class PrefillAccepted(_message.Message):
     def nixl(self) -> Global___NixlMemory:
         """What TRANSPORT_NIXL needs; set when it is offered."""
 
+    @_builtins.property
+    def lease(self) -> Global___Lease:
+        """Says as long as this call holds its KV that it does; set when shared memory is offered. Unset: Done says it."""
+
     def __init__(
         self,
         *,
         transports: _abc.Iterable[_inference_pb2.Transport.ValueType] | None = ...,
         shared_memory: Global___SharedMemory | None = ...,
         nixl: Global___NixlMemory | None = ...,
+        chosen: _inference_pb2.Transport.ValueType = ...,
+        lease: Global___Lease | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["nixl", b"nixl", "shared_memory", b"shared_memory"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "nixl", b"nixl", "shared_memory", b"shared_memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nixl", b"nixl", "shared_memory", b"shared_memory", "transports", b"transports"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "lease", b"lease", "nixl", b"nixl", "shared_memory", b"shared_memory", "transports", b"transports"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrefillAccepted: _TypeAlias = PrefillAccepted  # noqa: Y015
 
 @_typing.final
+class Lease(_message.Message):
+    """Lease is one word of the table that is lent with the pool. It holds `value` from before PrefillAccepted until the call
+    lets its KV go, and never again: who read KV and then finds it there has read what the call held.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Which word; words are 8 bytes long, native endian."""
+    value: _builtins.int
+    """What it holds, not 0."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        value: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lease: _TypeAlias = Lease  # noqa: Y015
+
+@_typing.final
 class SharedMemory(_message.Message):
     """SharedMemory is how a process of the same host gets at the pool: a Unix socket that gives away the memory's descriptor,
-    for reading. Never in a log.
+    and that of the table of leases, for reading. Never in a log.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -354,21 +398,27 @@ class KvRanges(_message.Message):
 
     TRANSPORT_FIELD_NUMBER: _builtins.int
     RANGES_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
     transport: _inference_pb2.Transport.ValueType
     """The transport they are meant for. Those of a transport the caller has given up may still come."""
     @_builtins.property
     def ranges(self) -> _containers.RepeatedCompositeFieldContainer[_kv_pb2.KvRange]:
         """The ranges."""
 
+    @_builtins.property
+    def sent(self) -> Global___Done:
+        """Set in the last message of this transport: what Done will say, if no Choice follows."""
+
     def __init__(
         self,
         *,
         transport: _inference_pb2.Transport.ValueType = ...,
         ranges: _abc.Iterable[_kv_pb2.KvRange] | None = ...,
+        sent: Global___Done | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sent", b"sent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ranges", b"ranges", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ranges", b"ranges", "sent", b"sent", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

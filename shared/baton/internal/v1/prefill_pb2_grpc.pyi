@@ -37,13 +37,14 @@ class PrefillStub:
     """Computes one prompt and streams its KV, layer by layer and chunk by chunk, while later parts compute. The first token
     overtakes queued KV.
 
-    PrefillAccepted offers transports and the caller answers with its Choice; KV waits for that. If gRPC alone is offered
-    it is chosen already, and no Choice follows. Over gRPC the KV itself
+    PrefillAccepted offers transports and the caller answers with its Choice; KV waits for that. If gRPC alone is offered,
+    or Start named the pool that is offered, it is chosen already, and no Choice follows. Over gRPC the KV itself
     comes, and the caller grants credits, in bytes; KV beyond them waits. Over the other transports the places of the KV
     come, and the caller reads it there. A caller whose transport fails chooses another one, and all KV comes again.
 
     The caller closes its side once its credits cover all KV still to come, or it has read all KV, or the first token
-    said that no KV is needed. Done comes after that: it says that the KV was still held when the caller had read it.
+    said that no KV is needed. Done comes after that: it says that the KV was still held when the caller had read it. A
+    caller that can look at the Lease itself need not wait for it.
     """
 
 @_typing.type_check_only
@@ -55,13 +56,14 @@ class PrefillAsyncStub(PrefillStub):
     """Computes one prompt and streams its KV, layer by layer and chunk by chunk, while later parts compute. The first token
     overtakes queued KV.
 
-    PrefillAccepted offers transports and the caller answers with its Choice; KV waits for that. If gRPC alone is offered
-    it is chosen already, and no Choice follows. Over gRPC the KV itself
+    PrefillAccepted offers transports and the caller answers with its Choice; KV waits for that. If gRPC alone is offered,
+    or Start named the pool that is offered, it is chosen already, and no Choice follows. Over gRPC the KV itself
     comes, and the caller grants credits, in bytes; KV beyond them waits. Over the other transports the places of the KV
     come, and the caller reads it there. A caller whose transport fails chooses another one, and all KV comes again.
 
     The caller closes its side once its credits cover all KV still to come, or it has read all KV, or the first token
-    said that no KV is needed. Done comes after that: it says that the KV was still held when the caller had read it.
+    said that no KV is needed. Done comes after that: it says that the KV was still held when the caller had read it. A
+    caller that can look at the Lease itself need not wait for it.
     """
 
 class PrefillServicer(metaclass=_abc_1.ABCMeta):
@@ -76,13 +78,14 @@ class PrefillServicer(metaclass=_abc_1.ABCMeta):
         """Computes one prompt and streams its KV, layer by layer and chunk by chunk, while later parts compute. The first token
         overtakes queued KV.
 
-        PrefillAccepted offers transports and the caller answers with its Choice; KV waits for that. If gRPC alone is offered
-        it is chosen already, and no Choice follows. Over gRPC the KV itself
+        PrefillAccepted offers transports and the caller answers with its Choice; KV waits for that. If gRPC alone is offered,
+        or Start named the pool that is offered, it is chosen already, and no Choice follows. Over gRPC the KV itself
         comes, and the caller grants credits, in bytes; KV beyond them waits. Over the other transports the places of the KV
         come, and the caller reads it there. A caller whose transport fails chooses another one, and all KV comes again.
 
         The caller closes its side once its credits cover all KV still to come, or it has read all KV, or the first token
-        said that no KV is needed. Done comes after that: it says that the KV was still held when the caller had read it.
+        said that no KV is needed. Done comes after that: it says that the KV was still held when the caller had read it. A
+        caller that can look at the Lease itself need not wait for it.
         """
 
 def add_PrefillServicer_to_server(servicer: PrefillServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
