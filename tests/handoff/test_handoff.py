@@ -278,6 +278,37 @@ async def test_places_alone_bring_all_kv(monkeypatch: pytest.MonkeyPatch) -> Non
         receiver.pieces(place)
 
 
+async def test_places_of_small_layers_share_a_message_but_no_step_waits_for_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layout, source = pool(12)
+
+    async def told(sender: KvSender, *steps: tuple[int, int]) -> list[list[int]]:
+        """The layers of each message, as layer after layer becomes ready."""
+        sender.choose(inference_pb2.TRANSPORT_SHM)
+        messages: list[list[int]] = []
+
+        async def listen() -> None:
+            async for message in sender.messages():
+                assert isinstance(message, prefill_pb2.PrefillResponse)
+                messages.append([place.layer for place in message.ranges.ranges])
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(listen())
+            for start, stop in steps:
+                for layer in range(len(LAYERS)):
+                    sender.ready(1, layer, start, stop)
+                    await asyncio.sleep(0.01)
+            sender.finish()
+            sender.close()
+        return messages
+
+    # The second layer's window leaves nothing of the first step to be told.
+    assert await told(KvSender(layout, memoryview(source), 64, 0), (0, 32), (32, 64)) == [[0, 2], [0, 1, 2], []]
+    monkeypatch.setattr(sender_module, "_WORTH_TELLING", 1)
+    assert await told(KvSender(layout, memoryview(source), 64, 0), (0, 64)) == [[0], [1], [2], []]
+
+
 async def test_a_caller_that_leaves_too_early_is_told() -> None:
     layout, source = pool(8)
     for transport in (inference_pb2.TRANSPORT_UNSPECIFIED, inference_pb2.TRANSPORT_GRPC):

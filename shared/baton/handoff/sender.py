@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from baton.engine.layout import PoolLayout
 from baton.handoff import codec
@@ -31,6 +32,9 @@ class _Range:
 RANGES_BYTES = 8 * 1024 * 1024
 """Most KV bytes that one KvRanges names before the first token is out, which may have to wait until they are read."""
 
+_WORTH_TELLING: Final = 2 * 1024 * 1024
+"""Fewer KV bytes of a step wait for its next layers: a message costs as much as to copy them."""
+
 
 class CallerLeft(Exception):
     """The caller closed its side before it had chosen a transport, or granted credit, for all KV."""
@@ -40,9 +44,10 @@ class KvSender:
     """Turns "these tokens of this layer are ready" into a stream of messages.
 
     Nothing is copied before it is sent: a queued range is five numbers, its bytes stay in the pool. What follows a
-    range that still waits joins it, so that a backlog leaves in larger messages. What is queued, and what was sent and
-    might have to be sent again, is bounded by layers x chunks of one prompt. Tasks of one event loop feed it (`ready`,
-    `control`, `finish`, and for the caller `choose`, `credit`, `close`) and read `messages`.
+    range that still waits joins it, so that a backlog leaves in larger messages. Where only places leave, those of a
+    few small layers share a message; none waits for the next step. What is queued, and what was sent and might have to
+    be sent again, is bounded by layers x chunks of one prompt. Tasks of one event loop feed it (`ready`, `control`,
+    `finish`, and for the caller `choose`, `credit`, `close`) and read `messages`.
 
     Args:
         layout: of the pool that is read.
@@ -75,6 +80,7 @@ class KvSender:
         self._sent: list[_Range] = []
         self._last: dict[int, _Range] = {}  # of those queued, by layer
         self._finished = False
+        self._step_ended = False  # what is queued waits for no further layer
         self._told_all = False  # that nothing more comes by this transport
         self._closed = False
         self._failure: BaseException | None = None
@@ -94,6 +100,9 @@ class KvSender:
 
     def ready(self, slot: int, layer: int, start: int, stop: int) -> None:
         """Tokens [start, stop) of a layer lie in the pool and will not change."""
+        if layer == len(self._first) - 1:
+            self._step_ended = True
+            self._changed.set()
         first = max(start, self._first[layer])
         if first >= stop:
             return
@@ -109,6 +118,7 @@ class KvSender:
         """The caller wants all KV by this transport, also what went out by another one."""
         self.transport = transport
         self._queued.extendleft(reversed(self._sent))
+        self._step_ended = bool(self._queued)
         self._sent.clear()
         self._told_all = False
         self._credit = self._first_credit
@@ -190,6 +200,9 @@ class KvSender:
         """Where lies what is queued; with the last of it, or behind it, what was sent in all."""
         last = self._finished and not self._told_all
         if not self._queued and not last:
+            self._step_ended = False
+            return None
+        if not self._finished and not self._step_ended and self._queued_bytes() < _WORTH_TELLING:
             return None
         ranges = prefill_pb2.KvRanges(transport=self.transport)
         size, most_bytes = 0, sys.maxsize if self._finished else RANGES_BYTES
@@ -203,6 +216,9 @@ class KvSender:
             ranges.sent.CopyFrom(self.done())
             self._told_all = True
         return prefill_pb2.PrefillResponse(ranges=ranges)
+
+    def _queued_bytes(self) -> int:
+        return sum((one.stop - one.start) * sum(self._layout.token_bytes(one.layer)) for one in self._queued)
 
     def _take(self, most_tokens: int) -> _Range:
         """The first tokens of what is queued; they count as sent."""
