@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from baton.rpc.channel import SERVER_OPTIONS
+from baton.rpc.gate import OPEN, Gate
 from baton.rpc.interceptor import RimInterceptor
 from baton.rpc.service import Runtime
 from baton.v1 import inference_pb2_grpc
@@ -35,9 +36,9 @@ class Router:
 
 
 @contextlib.asynccontextmanager
-async def running_router(model: Path, **settings: object) -> AsyncIterator[Router]:
+async def running_router(model: Path, gate: Gate = OPEN, **settings: object) -> AsyncIterator[Router]:
     """Start a router; at its end no task of it may be left."""
-    server = grpc.aio.server(interceptors=[RimInterceptor()], options=SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=[RimInterceptor(gate=gate)], options=SERVER_OPTIONS)
     runtime = Runtime("router", server)
     async with build(RouterSettings(model=model, **settings), runtime):  # type: ignore[arg-type]
         port = server.add_insecure_port("127.0.0.1:0")

@@ -116,6 +116,10 @@ CASES: list[tuple[Callable[[], Request], str]] = [
     (lambda: with_ttl(30 * 24 * 3600 + 1), "cache_control.ttl"),
     (lambda: with_ttl(30 * 24 * 3600, 1), "cache_control.ttl"),
     (lambda: with_ttl(1, -2 * 10**9), "cache_control.ttl"),
+    (lambda: cached(cache_salt="s" * 257), "cache_control.cache_salt"),
+    (lambda: text(model="m" * 257), "model"),
+    (lambda: text(model="日" * 5_000_000), "model"),
+    (lambda: Chat(model="m" * 257, messages=[user()]), "model"),
     (lambda: text(priority=101), "priority"),
     (lambda: text(priority=-101), "priority"),
     (lambda: text(priority=-(2**31)), "priority"),
@@ -202,7 +206,7 @@ def test_huge_input_is_refused_without_looking_at_it(build: Callable[[], Request
 
 
 async def test_unknown_model(router: Router) -> None:
-    for request in (text(model="other"), Chat(model="other", messages=[user()])):
+    for request in (text(model="other"), text(model="m" * 256), Chat(model="other", messages=[user()])):
         error, _ = await refuse(router, request)
         assert (error.code(), field_of(error)) == (NOT_FOUND, "model")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -223,6 +227,8 @@ async def test_bad_input_of_the_other_methods(router: Router) -> None:
         ),
         (stub.Detokenize(inference_pb2.DetokenizeRequest(token_ids=[1, 420])), "token_ids[1]"),
         (stub.Detokenize(inference_pb2.DetokenizeRequest(token_ids=[1] * 1_100_000)), "token_ids"),
+        (stub.Tokenize(inference_pb2.TokenizeRequest(model="m" * 257, text="a")), "model"),
+        (stub.GetModel(inference_pb2.GetModelRequest(name="m" * 257)), "name"),
         (stub.Generate(inference_pb2.GenerateRequest()), "prompt"),
         (stub.Chat(inference_pb2.ChatRequest()), "messages"),
     ):

@@ -12,10 +12,11 @@ from contextvars import ContextVar
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from baton.rpc.caller import ANONYMOUS, Caller, calling_as
 from baton.rpc.drain import Drain
-from baton.rpc.errors import BatonError, PermissionDenied, Unauthenticated, to_status
+from baton.rpc.errors import BatonError, InvalidArgument, PermissionDenied, Unauthenticated, to_status
 from baton.rpc.gate import OPEN, Gate, Identity
 from baton.rpc.metrics import REFUSED
 from baton.rpc.request_id import HEADER, usable
@@ -72,14 +73,32 @@ class RimInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         except BatonError as refusal:
             # Before the message is parsed: it may be large, and comes from nobody.
             return _refusing(handler, rim, refusal)
-        codec = (handler.request_deserializer, handler.response_serializer)
+        parse, serialize = _parser(handler.request_deserializer), handler.response_serializer
+        # One message is parsed within the rim, which says what is wrong; of a stream each as it is read in there.
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(rim.unary(handler.unary_unary, identity), *codec)
+            behavior = rim.unary(_parsing(handler.unary_unary, parse), identity)
+            return grpc.unary_unary_rpc_method_handler(behavior, None, serialize)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(rim.stream(handler.unary_stream, identity), *codec)
+            behavior = rim.stream(_parsing(handler.unary_stream, parse), identity)
+            return grpc.unary_stream_rpc_method_handler(behavior, None, serialize)
         if handler.stream_unary:
-            return grpc.stream_unary_rpc_method_handler(rim.unary(handler.stream_unary, identity), *codec)
-        return grpc.stream_stream_rpc_method_handler(rim.stream(handler.stream_stream, identity), *codec)
+            return grpc.stream_unary_rpc_method_handler(rim.unary(handler.stream_unary, identity), parse, serialize)
+        return grpc.stream_stream_rpc_method_handler(rim.stream(handler.stream_stream, identity), parse, serialize)
+
+
+def _parser(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    def parse(message: bytes) -> Any:
+        try:
+            return message if deserialize is None else deserialize(message)
+        except DecodeError:
+            raise InvalidArgument("request", "is no message of this method") from None
+
+    return parse
+
+
+def _parsing(behavior: Any, parse: Callable[[bytes], Any]) -> Any:
+    """A handler that takes the message as bytes."""
+    return lambda message, context: behavior(parse(message), context)
 
 
 def _refusing(
