@@ -92,6 +92,7 @@ class Outlook:
             queue_seconds=max(0.0, reported, asked),
             overhead_seconds=_recent(past.overheads, now, _FIRST_OVERHEAD),
             seconds_per_token=_recent(past.seconds_per_byte, now, 1 / _FIRST_BANDWIDTH) * self._bytes_per_token,
+            cached_tokens=candidate.cached_tokens if candidate.HasField("cached_tokens") else None,
         )
 
     def asked(self, estimate: Estimate, overhead: float, now: float) -> None:

@@ -64,6 +64,10 @@ class There:
     """From asking to the first token, beside queue and computation."""
     seconds_per_token: float
     """Of moving KV."""
+    cached_tokens: int | None = None
+    """Of the prompt, in its prefix cache, as the router knows; None: it does not, and it is taken to have what the slot
+    here has.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +117,11 @@ def here(prompt: Prompt, worker: Here) -> Estimate:
 
 def there(prompt: Prompt, worker: There) -> Estimate:
     """What it costs to have a prompt computed by a prefill service: nobody waits for it here."""
-    cost = worker.cost
-    compute = cost.prefill(prompt.missing, prompt.context)
+    cost, tokens = worker.cost, prompt.context + prompt.missing
+    cached = prompt.context if worker.cached_tokens is None else min(worker.cached_tokens, tokens - 1)
+    compute = cost.prefill(tokens - cached, cached)
     # KV moves while later chunks compute: the last chunk's follows the token, and what the link did not manage before.
-    last = prompt.missing - (cost.steps(prompt.missing) - 1) * cost.step_tokens
+    last = min(prompt.missing, tokens - cached - (cost.steps(tokens - cached) - 1) * cost.step_tokens)
     exposed = max(last * worker.seconds_per_token, prompt.missing * worker.seconds_per_token - compute)
     return Estimate(worker.target, worker.queue_seconds + compute + worker.overhead_seconds, exposed)
 

@@ -134,6 +134,7 @@ class Placer:
             candidates: prefill services that may be asked, the router's first choice first.
         """
         now = self._clock()
+        candidates = [candidate for candidate in candidates if not candidate.fallback] or candidates
         estimates: list[Estimate] = []
         overheads = {HERE: 0.0}
         if (cost := self._meter.cost()) is not None:

@@ -16,6 +16,7 @@ from baton.internal.v1 import response_cache_pb2
 from baton.rpc.errors import BatonError, DeadlineExceeded, NotFound
 from baton.v1 import inference_pb2, ledger_pb2
 from baton_router.admission import Admission, Place
+from baton_router.catalogue import Serving
 from baton_router.chunks import CachedChunk
 from baton_router.flight import Ending, Flight
 from baton_router.generation import Generation, Tier
@@ -55,8 +56,7 @@ class Answering:
         request: what to answer.
         tenant: whose it is.
         start: what the cache is asked.
-        fingerprint: of the model it was tokenized for.
-        eos_token_ids: of that model.
+        serving: the model it was tokenized for.
     """
 
     def __init__(
@@ -66,8 +66,7 @@ class Answering:
         request: ResolvedRequest,
         tenant: str,
         start: response_cache_pb2.JoinStart,
-        fingerprint: str,
-        eos_token_ids: tuple[int, ...],
+        serving: Serving,
     ) -> None:
         self._means = means
         self._record = record
@@ -75,8 +74,7 @@ class Answering:
         self._request = request
         self._tenant = tenant
         self._start = start
-        self._fingerprint = fingerprint
-        self._eos_token_ids = eos_token_ids
+        self._serving = serving
         self._poisonous = False
         self.status: inference_pb2.CacheStatus.ValueType = BYPASS
 
@@ -97,7 +95,7 @@ class Answering:
 
     async def _share(self, flight: Flight) -> None:
         self._status(MISS)
-        if not self._means.admission.congested(self._fingerprint):
+        if not self._means.admission.congested(self._serving.fingerprint):
             flight.accept()  # there is a place, in all likelihood, and a hit does not wait to be told of
         self._account.enter(ledger_pb2.KIND_NETWORK, ledger_pb2.HOP_CACHE)
         async with self._means.cache.join(self._start, flight) as join:
@@ -181,7 +179,7 @@ class Answering:
         Raises:
             BatonError: they cannot, or have no place.
         """
-        async with self._means.admission.place(self._fingerprint, self._ticket(flight), self._account) as place:
+        async with self._means.admission.place(self._serving.fingerprint, self._ticket(flight), self._account) as place:
             flight.accept()
             return await self._write(flight, place)
 
@@ -208,8 +206,7 @@ class Answering:
                 self._means.tier,
                 self._record.request_id,
                 replace(self._request, delivered=[*self._request.delivered, *flight.token_ids()]),
-                self._fingerprint,
-                self._eos_token_ids,
+                self._serving,
                 deadline,
                 self._account,
             )

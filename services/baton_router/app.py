@@ -15,16 +15,20 @@ from baton.rpc.service import CannotStart, Runtime
 from baton.text.model import TextModel
 from baton.text.tokenizer import ModelFilesError
 from baton.v1 import inference_pb2_grpc
+from baton.worker.digests import new_key
 from baton_router.admission import Admission
 from baton_router.answering import Means
 from baton_router.capacity import Capacity, WorkerReport
 from baton_router.catalogue import Catalogue
+from baton_router.dispatch import Dispatcher
 from baton_router.fair_queue import Bounds
 from baton_router.flight import Flights
 from baton_router.generation import Tier
 from baton_router.inference import InferenceServicer
 from baton_router.model_queue import QueuePolicy
+from baton_router.models import Models
 from baton_router.observe import ObserveServicer
+from baton_router.placement import Policy, Strategy
 from baton_router.quotas import Quotas
 from baton_router.replicas import Replicas
 from baton_router.response_cache import ResponseCache
@@ -44,20 +48,22 @@ async def build(settings: RouterSettings, runtime: Runtime) -> AsyncIterator[Non
     for target in [*decode, *prefill, *targets(settings.cache_target)]:
         check_target(target)
     try:
-        model = TextModel.load(settings.model, settings.served_name())
+        models = Models([TextModel.load(directory, name) for name, directory in settings.models()])
         tenants = Tenants(settings.tenants_file)
     except (ModelFilesError, TenantsFileError) as error:
         raise CannotStart(str(error)) from error
     channels = ChannelPool(dialer=runtime.dialer)
-    view = WorkerView(channels, model.tokenizer.digest, settings.worker_silence_seconds, settings.resolve_seconds)
+    policy = Policy(settings.placement, settings.placement_slack_seconds, settings.placement_bound)
+    key = new_key()
+    tell = key if policy.strategy is Strategy.PREFIX else b""
+    view = WorkerView(channels, models, settings.worker_silence_seconds, settings.resolve_seconds, tell)
     tier = Tier(
         view=view,
+        dispatcher=Dispatcher(policy, key, view.tier, random.Random()),
         channels=channels,
-        tokenizer=model.tokenizer,
         max_migrations=settings.max_migrations,
         reattach_seconds=settings.reattach_seconds,
         deadline_margin_seconds=settings.deadline_margin_seconds,
-        rng=random.Random(),
         retries=RetryBudget(settings.retry_share),
     )
     replicas = Replicas(targets(settings.cache_target), settings.resolve_seconds)
@@ -66,7 +72,7 @@ async def build(settings: RouterSettings, runtime: Runtime) -> AsyncIterator[Non
     quotas = Quotas(tenants, settings.max_in_flight, asyncio.get_running_loop().time)
     means = Means(tier, admission, cache, settings.max_request_seconds, settings.follow_silence_seconds)
     flights = Flights()
-    catalogue = Catalogue(settings, model, view)
+    catalogue = Catalogue(settings, models, view)
     try:
         async with (
             view.watching(decode, prefill),
@@ -76,14 +82,14 @@ async def build(settings: RouterSettings, runtime: Runtime) -> AsyncIterator[Non
             _reloading(tenants, settings),
         ):
             servicer_class = RecordingServicer if _records_prompts(settings) else InferenceServicer
-            servicer = servicer_class(settings, model, catalogue, means, flights, quotas, runtime)
+            servicer = servicer_class(settings, catalogue, means, flights, quotas, runtime)
             inference_pb2_grpc.add_InferenceServicer_to_server(servicer, runtime.server)
             runtime.register("baton.v1.Inference")
             observe = ObserveServicer(servicer, view, runtime)
             observe_pb2_grpc.add_ObserveServicer_to_server(observe, runtime.admin)
             runtime.register_admin("baton.internal.v1.Observe")
             # So that the first request after start finds the workers; without any, requests get UNAVAILABLE.
-            await catalogue.serving(asyncio.get_running_loop().time() + settings.reattach_seconds)
+            await catalogue.serving("", asyncio.get_running_loop().time() + settings.reattach_seconds)
             yield
     finally:
         await channels.close()

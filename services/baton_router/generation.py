@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import secrets
 import time
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Final
@@ -19,15 +18,16 @@ from baton.rpc.channel import ChannelPool, read_status
 from baton.rpc.errors import DeadlineExceeded, PoisonRequest
 from baton.rpc.retry_budget import RetryBudget
 from baton.telemetry import tracing
-from baton.text.tokenizer import Tokenizer
 from baton.v1 import ledger_pb2, sampling_pb2
 from baton_router.account import Account
+from baton_router.catalogue import Serving
+from baton_router.dispatch import Ask, Dispatcher, Placed
 from baton_router.ending import ending
 from baton_router.loss import AttemptLost, Loss, meaning, no_worker_left
 from baton_router.metrics import MIGRATIONS, RETRIES_REFUSED
-from baton_router.placement import order_prefill, pick_decode
 from baton_router.validate import ResolvedRequest
-from baton_router.workers import Worker, WorkerView
+from baton_router.worker import Worker
+from baton_router.workers import WorkerView
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +40,10 @@ class Tier:
 
     view: WorkerView
     channels: ChannelPool
-    tokenizer: Tokenizer
+    dispatcher: Dispatcher
     max_migrations: int
     reattach_seconds: float
     deadline_margin_seconds: float
-    rng: random.Random
     retries: RetryBudget
 
 
@@ -55,8 +54,7 @@ class Generation:
         tier: the decode tier.
         request_id: of the client's request.
         request: what to generate.
-        fingerprint: of the model it was tokenized for.
-        eos_token_ids: of that model.
+        serving: the model it was tokenized for.
         deadline: on the event loop's clock.
         account: where the time is booked.
 
@@ -71,16 +69,14 @@ class Generation:
         tier: Tier,
         request_id: str,
         request: ResolvedRequest,
-        fingerprint: str,
-        eos_token_ids: tuple[int, ...],
+        serving: Serving,
         deadline: float,
         account: Account,
     ) -> None:
         self._tier = tier
         self._request_id = request_id
         self._request = request
-        self._fingerprint = fingerprint
-        self._eos_token_ids = eos_token_ids
+        self._serving = serving
         self._deadline = deadline
         self._account = account
         self._delivered = list(request.delivered)
@@ -103,8 +99,9 @@ class Generation:
         attempts = 0
         self._tier.retries.request()
         while not self._ended():
-            worker = await self._place()
-            attempt = Attempt(self._tier, worker, self._account)
+            placed = await self._place()
+            worker = placed.decode
+            attempt = Attempt(self._tier, placed, self._account)
             before = len(self._delivered)
             try:
                 async with aclosing(attempt.run(self._decode_request(), self._timeout())) as messages:
@@ -127,7 +124,8 @@ class Generation:
         if self.finished is not None:
             return True
         sampling = self._request.sampling
-        reason = ending(self._tier.tokenizer, self._request.prompt_ids, self._delivered, sampling, self._eos_token_ids)
+        tokenizer, eos = self._serving.model.tokenizer, self._serving.eos_token_ids
+        reason = ending(tokenizer, self._request.prompt_ids, self._delivered, sampling, eos)
         if reason is not None:
             usage = sampling_pb2.Usage(
                 prompt_tokens=len(self._request.prompt_ids), completion_tokens=len(self._delivered)
@@ -142,25 +140,27 @@ class Generation:
         if tokens.token_ids:
             self._account.first_token(tokens.timing if tokens.HasField("timing") else None)
 
-    async def _place(self) -> Worker:
-        """A decode worker; waits a moment for one that may come back."""
+    async def _place(self) -> Placed:
+        """The workers it goes to; waits a moment for a decode worker that may come back."""
         view = self._tier.view
         loop = asyncio.get_running_loop()
         end = min(loop.time() + self._tier.reattach_seconds, self._deadline)
+        ask = Ask(
+            fingerprint=self._serving.fingerprint,
+            token_ids=[*self._request.prompt_ids, *self._delivered],
+            answer_tokens=self._request.sampling.max_tokens - len(self._delivered),
+            salt=self._request.prefix_salt if self._request.prefix_cache else None,
+        )
         while True:
-            worker = self._pick(self._failed) or self._pick(self._failed - self._back())
-            if worker is not None:
-                return worker
+            placed = self._tier.dispatcher.place(ask, self._failed)
+            placed = placed or self._tier.dispatcher.place(ask, self._failed - self._back())
+            if placed is not None:
+                return placed
             waits = self._last_loss is None or self._last_loss.loss in (Loss.GONE, Loss.CRASHED)
             if not waits or loop.time() >= end:
                 raise no_worker_left(self._last_loss)
             self._account.enter(ledger_pb2.KIND_QUEUE)
             await view.wait_change(end - loop.time())
-
-    def _pick(self, avoid: Collection[str]) -> Worker | None:
-        view = self._tier.view
-        candidate = pick_decode(view.decode(), self._fingerprint, avoid, self._tier.rng)
-        return view.worker("decode", candidate) if candidate else None
 
     def _back(self) -> set[str]:
         """Workers that were gone for this request, and have said something since."""
@@ -171,7 +171,7 @@ class Generation:
         return decode_pb2.GenerateRequest(
             # Two clients may choose the same id, and a lost attempt may still be ending: workers need one of its own.
             request_id=f"{self._request_id}.{secrets.token_hex(4)}",
-            model_fingerprint=self._fingerprint,
+            model_fingerprint=self._serving.fingerprint,
             token_ids=self._request.prompt_ids,
             delivered_token_ids=self._delivered,
             sampling=self._request.sampling,
@@ -224,9 +224,10 @@ class Attempt:
         finished: its last word, if it came to that.
     """
 
-    def __init__(self, tier: Tier, worker: Worker, account: Account) -> None:
+    def __init__(self, tier: Tier, placed: Placed, account: Account) -> None:
         self._tier = tier
-        self._worker = worker
+        self._placed = placed
+        self._worker = placed.decode
         self._account = account
         self.accepted = False
         self.finished: decode_pb2.Finished | None = None
@@ -241,9 +242,8 @@ class Attempt:
         """
         self._account.enter(ledger_pb2.KIND_NETWORK, ledger_pb2.HOP_DECODE)
         with ExitStack() as stack:
-            stack.enter_context(self._worker.holding())
-            prefill = stack.enter_context(ExitStack())
-            request.prefill_candidates.extend(self._prefill_candidates(request.model_fingerprint, prefill))
+            computed = stack.enter_context(self._placed.holding())
+            request.prefill_candidates.extend(self._placed.candidates)
             async with self._tier.channels.channel(self._worker.target) as channel:
                 generate = decode_pb2_grpc.DecodeStub(channel).Generate
                 call = tracing.call(
@@ -261,7 +261,7 @@ class Attempt:
                             case "progress":
                                 self._timing = message.progress.timing
                             case "tokens":
-                                prefill.close()
+                                computed()
                                 if message.tokens.HasField("timing"):
                                     self._timing = message.tokens.timing
                                 if message.tokens.token_ids or message.tokens.text:
@@ -285,12 +285,3 @@ class Attempt:
                         self._account.book(ledger_pb2.HOP_DECODE, self._timing)
                     self._account.enter(ledger_pb2.KIND_OVERHEAD)
         raise AttemptLost(Loss.BROKEN, "the stream ended early")
-
-    def _prefill_candidates(self, fingerprint: str, stack: ExitStack) -> list[decode_pb2.PrefillCandidate]:
-        """Prefill workers to try; the first counts as busy with this until there is a token."""
-        view = self._tier.view
-        ordered = order_prefill(view.prefill(), fingerprint, self._tier.rng)
-        workers = [worker for candidate in ordered if (worker := view.worker("prefill", candidate)) is not None]
-        if workers:
-            stack.enter_context(workers[0].holding())
-        return [worker.prefill_candidate() for worker in workers]

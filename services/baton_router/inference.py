@@ -24,7 +24,6 @@ from baton.rpc.errors import Overloaded, QuotaExceeded, Unavailable
 from baton.rpc.interceptor import adopt_request_id
 from baton.rpc.service import Runtime
 from baton.telemetry import tracing
-from baton.text.model import TextModel
 from baton.v1 import inference_pb2, inference_pb2_grpc, ledger_pb2
 from baton_router import admission_metrics, metrics
 from baton_router.account import Account, server_timing
@@ -52,7 +51,6 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
     def __init__(
         self,
         settings: RouterSettings,
-        model: TextModel,
         catalogue: Catalogue,
         means: Means,
         flights: Flights,
@@ -60,7 +58,6 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         runtime: Runtime,
     ) -> None:
         self._settings = settings
-        self._model = model
         self._catalogue = catalogue
         self._means = means
         self._flights = flights
@@ -126,10 +123,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
     async def ListModels(
         self, request: inference_pb2.ListModelsRequest, context: Context
     ) -> inference_pb2.ListModelsResponse:
-        """The models served: one."""
+        """The models served, the default first."""
         adopt_request_id(context)
         with metrics.counting("ListModels"):
-            return inference_pb2.ListModelsResponse(models=[self._catalogue.model()])
+            return self._catalogue.list()
 
     async def GetModel(
         self, request: inference_pb2.GetModelRequest, context: Context
@@ -157,9 +154,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         tenant = current_caller().tenant
         with self._trailers(record, context), record.closing(), self._admitted(tenant) as meter:
             deadline = self._deadline(context)
-            serving = await self._catalogue.serving(deadline)
+            serving = await self._catalogue.serving(request.model, deadline)
             resolved = await self._understand(request, serving, account)
-            record.resolved(resolved, self._model.name)
+            record.resolved(resolved, serving.model.name)
             meter.prompt(len(resolved.prompt_ids))
             flight, mine = self._board(record, resolved, serving, tenant)
             limit = self._settings.max_unsent_tokens if buffer else None
@@ -171,7 +168,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
                 await context.send_initial_metadata((("x-request-id", request_id),))
                 yield inference_pb2.StreamStart(
                     request_id=request_id,
-                    model=self._model.name,
+                    model=serving.model.name,
                     seed=resolved.sampling.seed,
                     prompt_tokens=len(resolved.prompt_ids),
                 )
@@ -195,13 +192,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         prompt = check(request, limits)
         account.enter(ledger_pb2.KIND_TOKENIZE)
         question = question_of(prompt) if request.cache_control.semantic else None
-        rendered = await tokenize(prompt, self._model, prompt_field(request), limits)
+        rendered = await tokenize(prompt, serving.model, prompt_field(request), limits)
         account.enter(ledger_pb2.KIND_OVERHEAD)
         resolved = resolve(
             request,
             rendered.token_ids,
             limits,
-            self._model.defaults,
+            serving.model.defaults,
             self._salts,
             question,
             current_caller().tenant,
@@ -211,14 +208,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
 
     def _board(self, record: Record, resolved: ResolvedRequest, serving: Serving, tenant: str) -> tuple[Flight, bool]:
         """The flight that brings the answer, and whether it was started for this request."""
-        key = cache_key(resolved, serving.answers, self._model.text_digest)
+        key = cache_key(resolved, serving.answers, serving.model.text_digest)
         start = response_cache_pb2.JoinStart(key=key, question=resolved.question)
         shared = digest(start) if self._means.cache.enabled and may_share(resolved) else None
         flight = self._flights.boardable(shared) if shared is not None else None
         if flight is not None:
             record.coalesced(flight.request_id)
             return flight, False
-        source = Answering(self._means, record, resolved, tenant, start, serving.fingerprint, serving.eos_token_ids)
+        source = Answering(self._means, record, resolved, tenant, start, serving)
         return self._flights.launch(source.fly, record.request_id, shared), True
 
     @contextmanager

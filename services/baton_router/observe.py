@@ -69,8 +69,23 @@ class ObserveServicer(observe_pb2_grpc.ObserveServicer):
             time_to_first_token=_percentiles(window.time_to_first_token),
             inter_token=_percentiles(window.inter_token),
             workers=[
-                observe_pb2.WorkerView(target=worker.target, state=worker.state, in_flight=worker.in_flight)
+                observe_pb2.WorkerView(
+                    target=worker.target,
+                    state=worker.state,
+                    in_flight=len(worker.in_flight),
+                    model=worker.model,
+                    prefix_blocks=len(worker.prefixes),
+                )
                 for worker in self._view.workers()
+            ],
+            unused=[
+                observe_pb2.UnusedWorker(
+                    target=unused.target,
+                    reason=unused.refusal.unfit,
+                    message=unused.refusal.message,
+                    state=unused.state,
+                )
+                for unused in self._view.unused()
             ],
         )
         state.window.FromNanoseconds(int(window.seconds * 1e9))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from baton.models import bundled_model
 from baton.rpc.access import Who
@@ -19,6 +19,8 @@ from baton.rpc.json_web_tokens import JsonWebTokens, JwtAlgorithm, JwtRules
 from baton.rpc.reloaded import UnusableFile, reason
 from baton.rpc.secret_file import read_secret
 from baton.rpc.settings import ServiceSettings
+from baton_router.models import parse_models
+from baton_router.placement import Strategy
 
 
 class RouterSettings(ServiceSettings):
@@ -27,8 +29,12 @@ class RouterSettings(ServiceSettings):
     model_config = SettingsConfigDict(cli_prog_name="python -m baton_router")
     serves: ClassVar[Who] = Who.CLIENT
 
-    model: Path = Field(default_factory=bundled_model, description="model directory; default: the bundled tiny model")
-    model_name: str = Field("", description="name clients call the model by; default: the directory's name")
+    model: Annotated[list[str], NoDecode] = Field(
+        default_factory=lambda: [str(bundled_model())],
+        description="model directory, or name=directory; several, each with the option or comma separated, are served "
+        "side by side, and the first one is the default; default: the bundled tiny model",
+    )
+    model_name: str = Field("", description="name clients call a single model by; default: the directory's name")
     decode_targets: str = Field(
         "", description="decode workers, comma separated: host:port, or dns:///name:port for every address of a name"
     )
@@ -81,7 +87,20 @@ class RouterSettings(ServiceSettings):
     worker_silence_seconds: float = Field(
         2.5, gt=0.2, description="a worker whose state stream says nothing for this long is lost"
     )
-    resolve_seconds: float = Field(2.0, gt=0, description="how often dns:/// targets are resolved again")
+    resolve_seconds: float = Field(1.0, gt=0, description="how often dns:/// targets are resolved again")
+
+    placement: Strategy = Field(
+        Strategy.PREFIX,
+        description="what chooses workers: prefix: time to the first token by what their prefix caches hold; hash: the "
+        "prompt's beginning, without their telling; load: queued work alone",
+    )
+    placement_slack_seconds: float = Field(
+        0.002, ge=0, description="first tokens so much apart count as equally early; the prompt's beginning decides"
+    )
+    placement_bound: float = Field(
+        1.25, ge=1, description="hash: a worker's queue may be so many times the mean before another takes its prompts"
+    )
+
     kept_records: int = Field(1000, ge=1, description="latest requests whose ledger is kept for `baton trace`")
     follow_silence_seconds: float = Field(
         30.0, gt=0, description="a request that shares another router's generation goes on alone after such a silence"
@@ -161,9 +180,24 @@ class RouterSettings(ServiceSettings):
             return read_secret(self.salt_secret_file, "--salt-secret-file").encode()
         return self.salt_secret.get_secret_value().encode() or secrets.token_bytes(32)
 
-    def served_name(self) -> str:
-        """The name clients call the model by."""
-        return self.model_name or self.model.resolve().name
+    @field_validator("model", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """A list as it is, a comma-separated one in parts, a directory alone."""
+        if isinstance(value, str):
+            return [value] if Path(value).is_dir() else targets(value)
+        return [str(value)] if isinstance(value, Path) else value
+
+    @model_validator(mode="after")
+    def _check_models(self) -> Self:
+        if self.model_name and len(self.model) > 1:
+            raise ValueError("model_name is for a single model; name several as in --model name=directory")
+        self.models()
+        return self
+
+    def models(self) -> list[tuple[str, Path]]:
+        """Names and directories of the models, the default first."""
+        return parse_models(self.model, self.model_name)
 
 
 def targets(text: str) -> list[str]:

@@ -36,7 +36,8 @@ class RecordingServicer(InferenceServicer):
             async with aclosing(super()._serve(method, request, context, buffer=buffer)) as events:
                 async for event in events:
                     if isinstance(event, inference_pb2.StreamStart):
-                        transcript.ask(said(request, self._model.tokenizer, self._settings.record_prompts_bytes))
+                        tokenizer = self._catalogue.named(event.model).tokenizer
+                        transcript.ask(said(request, tokenizer, self._settings.record_prompts_bytes))
                     elif isinstance(event, inference_pb2.TokenChunk):
                         transcript.answer(event.text)
                     else:

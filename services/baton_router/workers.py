@@ -3,6 +3,9 @@
 A worker is in the view exactly while its stream speaks. One that falls silent is lost: calls running there are
 cancelled by the view, because a hung process keeps its connections. One whose stream ends or fails is only taken out of
 the view: its calls find out by themselves, and a draining worker still finishes them.
+
+Each tier is one pool; which model a worker serves is known from its tokenizer and name, and which of them may continue
+each other's requests from their fingerprints. Workers that cannot be used are known as well, with the reason.
 """
 
 from __future__ import annotations
@@ -10,104 +13,49 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from typing import Protocol
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import grpc
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 
-from baton.internal.v1 import decode_pb2, worker_pb2, worker_pb2_grpc
+from baton.internal.v1 import worker_pb2, worker_pb2_grpc
 from baton.rpc.channel import ChannelPool
 from baton.rpc.patience import patience
-from baton_router.placement import UNQUANTIZED, Candidate
+from baton_router.fitness import TIERS, Refusal, Unfit, refusal
+from baton_router.models import Models
+from baton_router.placement import Candidate
+from baton_router.prefixes import Gap
 from baton_router.targets import resolve_target
+from baton_router.worker import Worker
 
 log = logging.getLogger(__name__)
 
 WORKERS = Gauge("baton_workers", "Workers in the router's view", ["tier"])
+MODEL_WORKERS = Gauge("baton_model_workers", "Workers in the router's view, by the model they serve", ["tier", "model"])
+UNUSED_WORKERS = Gauge("baton_unused_workers", "Workers that answer and are not used, by reason", ["tier", "reason"])
+PREFIX_BLOCKS = Gauge("baton_router_prefix_blocks", "Blocks of prefix caches that the router knows of", ["tier"])
+PREFIX_RESYNCS = Counter("baton_router_prefix_resyncs_total", "Times a worker's prefixes had to be learned anew")
 
 _FIRST_BACKOFF = 0.05  # seconds
 _LAST_BACKOFF = 1.0
-_TIERS = {worker_pb2.WORKER_ROLE_DECODE: "decode", worker_pb2.WORKER_ROLE_PREFILL: "prefill"}
 
-for _tier in _TIERS.values():
+for _tier in TIERS.values():
     WORKERS.labels(_tier)  # a router that never saw a worker says 0, or the alert has nothing to compare
+    PREFIX_BLOCKS.labels(_tier)
+    for _unfit in Unfit:
+        UNUSED_WORKERS.labels(_tier, _unfit)
 
 
-class Cancellable(Protocol):
-    """A call in progress."""
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """A worker that answers and is not used."""
 
-    def cancel(self) -> bool: ...
-
-
-class Worker:
-    """One worker process, from its first state message until it leaves the view.
-
-    Attributes:
-        state: what it last said.
-        told: when, on the monotonic clock.
-        in_flight: requests this router has there.
-        hung: it fell silent, and its calls were cancelled for that.
-    """
-
-    __slots__ = ("_calls", "hung", "in_flight", "state", "target", "told")
-
-    def __init__(self, target: str, state: worker_pb2.WatchResponse) -> None:
-        self.target = target
-        self.state = state
-        self.told = time.monotonic()
-        self.in_flight = 0
-        self.hung = False
-        self._calls: set[Cancellable] = set()
-
-    def candidate(self) -> Candidate:
-        """As placement sees it."""
-        return Candidate(
-            target=self.target,
-            incarnation=self.state.incarnation,
-            fingerprint=self.state.model.fingerprint,
-            quantization=self.state.model.quantization or UNQUANTIZED,
-            in_flight=self.in_flight,
-            slots=self.state.capacity.slots,
-            draining=self.state.draining,
-        )
-
-    def prefill_candidate(self) -> decode_pb2.PrefillCandidate:
-        """As decode is told of it, which decides whether to use it."""
-        load = self.state.load
-        cost = load.step_cost if load.HasField("step_cost") else None
-        return decode_pb2.PrefillCandidate(
-            target=self.target,
-            waiting_prompt_tokens=load.waiting_prompt_tokens,
-            step_cost=cost,
-            age_ms=int((time.monotonic() - self.told) * 1000),
-        )
-
-    @contextmanager
-    def holding(self) -> Iterator[None]:
-        """Count a request as being there for the length of the block."""
-        self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-
-    @contextmanager
-    def running(self, call: Cancellable) -> Iterator[None]:
-        """Have the call cancelled should the worker fall silent."""
-        self._calls.add(call)
-        try:
-            yield
-        finally:
-            self._calls.discard(call)
-
-    def silent(self) -> None:
-        """It hangs: end what runs there."""
-        self.hung = True
-        for call in list(self._calls):
-            call.cancel()
+    target: str
+    tier: str
+    state: worker_pb2.WatchResponse
+    refusal: Refusal
 
 
 class WorkerView:
@@ -115,29 +63,36 @@ class WorkerView:
 
     Args:
         channels: to the workers; shared with the calls.
-        tokenizer_digest: of this router; a worker with another one is not used.
+        models: of this router; a worker of none of them is not used.
         silence: seconds without a word after which a worker is lost.
         resolve_every: seconds between two looks at names.
+        prefix_key: by which workers tell what their prefix caches hold; empty: they need not tell.
+
+    Attributes:
+        version: rises whenever a worker comes, leaves, drains, or says something else of its model.
     """
 
-    def __init__(self, channels: ChannelPool, tokenizer_digest: str, silence: float, resolve_every: float) -> None:
+    def __init__(
+        self, channels: ChannelPool, models: Models, silence: float, resolve_every: float, prefix_key: bytes = b""
+    ) -> None:
         self._channels = channels
-        self._tokenizer_digest = tokenizer_digest
+        self._models = models
         self._silence = silence
         self._resolve_every = resolve_every
+        self._prefix_key = prefix_key
         self._workers: dict[str, dict[str, Worker]] = {"decode": {}, "prefill": {}}
+        self._unused: dict[tuple[str, str], Unused] = {}
+        self._complained: dict[tuple[str, str], tuple[str, Unfit]] = {}
         self._changed = asyncio.Event()
+        self.version = 0
 
     @asynccontextmanager
     async def watching(self, decode: Sequence[str], prefill: Sequence[str]) -> AsyncIterator[None]:
         """Keep the view up to date for the length of the block."""
         async with asyncio.TaskGroup() as group:
             following = [
-                group.create_task(self._follow_target(role, target))
-                for role, targets in (
-                    (worker_pb2.WORKER_ROLE_DECODE, decode),
-                    (worker_pb2.WORKER_ROLE_PREFILL, prefill),
-                )
+                group.create_task(self._follow_target(tier, target))
+                for tier, targets in (("decode", decode), ("prefill", prefill))
                 for target in targets
             ]
             try:
@@ -146,22 +101,25 @@ class WorkerView:
                 for task in following:
                     task.cancel()
 
-    def decode(self) -> list[Candidate]:
-        """Decode workers that can be used."""
-        return [worker.candidate() for worker in self._workers["decode"].values()]
+    def decode(self, model: str) -> list[Candidate]:
+        """Decode workers of a model."""
+        return [worker.candidate() for worker in self._workers["decode"].values() if worker.model == model]
 
-    def prefill(self) -> list[Candidate]:
-        """Prefill workers that can be used."""
-        return [worker.candidate() for worker in self._workers["prefill"].values()]
+    def prefill(self, model: str) -> list[Candidate]:
+        """Prefill workers of a model."""
+        return [worker.candidate() for worker in self._workers["prefill"].values() if worker.model == model]
+
+    def tier(self, tier: str) -> list[Worker]:
+        """Workers of a tier, whatever they serve."""
+        return list(self._workers[tier].values())
 
     def workers(self) -> list[Worker]:
         """All of them, decode first."""
         return [worker for tier in self._workers.values() for worker in tier.values()]
 
-    def worker(self, tier: str, candidate: Candidate) -> Worker | None:
-        """The worker behind a candidate, if it is still there."""
-        found = self._workers[tier].get(candidate.target)
-        return found if found is not None and found.state.incarnation == candidate.incarnation else None
+    def unused(self) -> list[Unused]:
+        """Workers that answer and are not used."""
+        return list(self._unused.values())
 
     def model(self, fingerprint: str) -> worker_pb2.WorkerModel | None:
         """What decode workers say of a model; the smallest context, where they differ."""
@@ -176,7 +134,7 @@ class WorkerView:
         except TimeoutError:
             return
 
-    async def _follow_target(self, role: worker_pb2.WorkerRole.ValueType, target: str) -> None:
+    async def _follow_target(self, tier: str, target: str) -> None:
         """Watch every address of a target, starting and stopping watches as its addresses change."""
         watches: dict[str, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as group:
@@ -189,45 +147,57 @@ class WorkerView:
                     addresses = list(watches)
                 for address in addresses:
                     if address not in watches:
-                        watches[address] = group.create_task(self._follow_worker(role, address))
+                        watches[address] = group.create_task(self._follow_worker(tier, address))
                 for address in set(watches) - set(addresses):
                     watches.pop(address).cancel()
                 await asyncio.sleep(self._resolve_every)
 
-    async def _follow_worker(self, role: worker_pb2.WorkerRole.ValueType, target: str) -> None:
+    async def _follow_worker(self, tier: str, target: str) -> None:
         """Watch one address for ever; reconnects with a growing, bounded pause."""
         backoff = _FIRST_BACKOFF
         told = False  # once per absence
         while True:
             watched = False
             try:
-                async for _ in self._watch(role, target):
+                async for _ in self._watch(tier, target):
                     watched = True
             except TimeoutError:
-                log.warning("%s %s is silent", _TIERS[role], target)
+                log.warning("%s %s is silent", tier, target)
             except grpc.aio.AioRpcError as error:
                 if watched or not told:
-                    log.info("%s %s is not there: %s", _TIERS[role], target, error.code().name)
+                    log.info("%s %s is not there: %s", tier, target, error.code().name)
                 told = True
             if watched:
                 told = False
             backoff = _FIRST_BACKOFF if watched else min(backoff * 2, _LAST_BACKOFF)
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
 
-    async def _watch(self, role: worker_pb2.WorkerRole.ValueType, target: str) -> AsyncIterator[None]:
-        """One state stream, from its start to its end."""
-        interval_ms = max(50, int(self._silence * 1000 / 5))
+    async def _watch(self, tier: str, target: str) -> AsyncIterator[None]:
+        """A worker's states, from its first word to its last."""
+        request = worker_pb2.WatchRequest(
+            interval_ms=max(50, int(self._silence * 1000 / 5)), prefix_key=self._prefix_key
+        )
         async with self._channels.channel(target) as channel:
-            call = worker_pb2_grpc.WorkerStub(channel).Watch(worker_pb2.WatchRequest(interval_ms=interval_ms))
+            stub = worker_pb2_grpc.WorkerStub(channel)
+            call = stub.Watch(request)
             messages = aiter(call)
             worker: Worker | None = None
+            pause = _FIRST_BACKOFF
             try:
                 while True:
                     async with patience(self._silence):
                         state = await anext(messages, None)
                     if state is None:
                         return
-                    worker = self._take(role, target, worker, state)
+                    changes = _apart(state)
+                    worker = self._take(tier, target, worker, state)
+                    if worker is not None and changes is not None and not _learn(tier, worker, changes):
+                        # A new stream begins with all there is. The worker itself is as usable as it was.
+                        call.cancel()
+                        await asyncio.sleep(pause)
+                        pause = min(2 * pause, _LAST_BACKOFF)
+                        call = stub.Watch(request)
+                        messages = aiter(call)
                     yield
             except TimeoutError:
                 if worker is not None:
@@ -235,44 +205,80 @@ class WorkerView:
                 raise
             finally:
                 call.cancel()
-                self._drop(role, target)
+                self._drop(tier, target)
 
-    def _take(
-        self, role: worker_pb2.WorkerRole.ValueType, target: str, worker: Worker | None, state: worker_pb2.WatchResponse
-    ) -> Worker | None:
-        """Account for a state message."""
+    def _take(self, tier: str, target: str, worker: Worker | None, state: worker_pb2.WatchResponse) -> Worker | None:
+        """Account for a state message; returns the worker, None if it cannot be used."""
         if worker is None or worker.state.incarnation != state.incarnation:
-            if not self._usable(role, target, state):
+            self._drop(tier, target)
+            if (refused := refusal(tier, state, self._models)) is not None:
+                self._refuse(Unused(target, tier, state, refused))
                 return None
-            worker = Worker(target, state)
-            self._workers[_TIERS[role]][target] = worker
-            log.info("%s %s is there", _TIERS[role], target, extra={"fingerprint": state.model.fingerprint})
+            model = self._models.of(state.model)
+            assert model is not None, "a worker of no model is refused"
+            worker = Worker(target, model.name, state)
+            self._workers[tier][target] = worker
+            log.info("%s %s is there", tier, target, extra={"fingerprint": state.model.fingerprint})
             self._announce()
-        elif worker.state.draining != state.draining:
+        other = worker.state.draining != state.draining or worker.state.model != state.model
+        worker.take(state)
+        if other:
             self._announce()
-        worker.state, worker.told = state, time.monotonic()
         return worker
 
-    def _usable(self, role: worker_pb2.WorkerRole.ValueType, target: str, state: worker_pb2.WatchResponse) -> bool:
-        if state.role != role:
-            log.error("%s is no %s worker; it is not used", target, _TIERS[role])
-            return False
-        if state.model.tokenizer_digest != self._tokenizer_digest:
-            log.error(
-                "%s %s has another tokenizer; it is not used",
-                _TIERS[role],
-                target,
-                extra={"here": self._tokenizer_digest, "there": state.model.tokenizer_digest},
-            )
-            return False
-        return True
+    def _refuse(self, unused: Unused) -> None:
+        """Keep a worker for those who ask why it is not used; the log is told once of each process and reason."""
+        key = unused.tier, unused.target
+        self._unused[key] = unused
+        complaint = unused.state.incarnation, unused.refusal.unfit
+        if self._complained.get(key) != complaint:
+            self._complained[key] = complaint
+            log.error("%s %s is not used: %s", unused.tier, unused.target, unused.refusal.message)
+        self._count()
 
-    def _drop(self, role: worker_pb2.WorkerRole.ValueType, target: str) -> None:
-        if self._workers[_TIERS[role]].pop(target, None) is not None:
+    def _drop(self, tier: str, target: str) -> None:
+        if self._unused.pop((tier, target), None) is not None:
+            self._count()
+        if (worker := self._workers[tier].pop(target, None)) is not None:
+            PREFIX_BLOCKS.labels(tier).dec(len(worker.prefixes))
             self._announce()
 
     def _announce(self) -> None:
-        for tier, workers in self._workers.items():
-            WORKERS.labels(tier).set(len(workers))
+        self._count()
+        self.version += 1
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+    def _count(self) -> None:
+        for tier, workers in self._workers.items():
+            WORKERS.labels(tier).set(len(workers))
+            for model in self._models:
+                MODEL_WORKERS.labels(tier, model.name).set(sum(w.model == model.name for w in workers.values()))
+            for unfit in Unfit:
+                unused = sum(u.tier == tier and u.refusal.unfit is unfit for u in self._unused.values())
+                UNUSED_WORKERS.labels(tier, unfit).set(unused)
+
+
+def _apart(state: worker_pb2.WatchResponse) -> worker_pb2.PrefixChanges | None:
+    """Take what a state tells of prefixes out of it: states are kept, and shown to people."""
+    if not state.HasField("prefixes"):
+        return None
+    changes = worker_pb2.PrefixChanges()
+    changes.CopyFrom(state.prefixes)
+    state.ClearField("prefixes")
+    return changes
+
+
+def _learn(tier: str, worker: Worker, changes: worker_pb2.PrefixChanges) -> bool:
+    """Account for what a worker told of its prefix cache; False: a message is missing, and nothing is known now."""
+    before = len(worker.prefixes)
+    try:
+        worker.prefixes.take(changes, worker.state.capacity.kv_tokens // max(1, changes.block_tokens))
+    except Gap as gap:
+        worker.prefixes.forget()
+        PREFIX_RESYNCS.inc()
+        log.warning("what %s %s tells of its prefix cache has a gap, it is asked anew: %s", tier, worker.target, gap)
+        return False
+    finally:
+        PREFIX_BLOCKS.labels(tier).inc(len(worker.prefixes) - before)
+    return True

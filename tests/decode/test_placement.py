@@ -109,3 +109,15 @@ def test_prompts_that_wait_share_steps() -> None:
     behind = here(Prompt(32), Here(COST, 0.0, 32, 0)).first_token
     assert alone < behind < 2 * alone - 0.9 * COST.prefill_seconds
     assert here(Prompt(32), Here(COST, 0.01, 32, 0)).first_token == pytest.approx(behind + 0.01)
+
+
+def test_what_the_prefill_service_has_need_not_be_computed_there() -> None:
+    remote = There("p:1", COST, 0.0, 0.004, 1e-9)
+    unknown, nothing, most = (replace(remote, cached_tokens=cached) for cached in (None, 0, 900))
+    assert there(Prompt(1000), most).first_token < there(Prompt(1000), nothing).first_token / 4
+    assert there(Prompt(1000), unknown) == there(Prompt(1000), nothing)
+    # What lies in the slot here is of no use there, unless it lies there as well.
+    behind = Prompt(100, 900)
+    assert there(behind, unknown).first_token < there(behind, nothing).first_token / 4
+    assert there(behind, most) == there(behind, unknown)
+    assert there(Prompt(1), replace(remote, cached_tokens=5)).first_token > remote.overhead_seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -198,4 +199,7 @@ def test_a_model_directory_reaches_every_service_that_needs_it(monkeypatch: pyte
         assert "/models/some:/model:ro" in service["volumes"]
         settings = settings_of(name, monkeypatch)
         assert isinstance(settings, RouterSettings | PrefillSettings | DecodeSettings)
-        assert (str(settings.model), settings.served_name()) == ("/model", "some")
+        if isinstance(settings, RouterSettings):
+            assert settings.models() == [("some", Path("/model"))]
+        else:
+            assert (str(settings.model), settings.served_name()) == ("/model", "some")

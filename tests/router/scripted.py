@@ -25,6 +25,8 @@ from baton.rpc.errors import BatonError, PoisonRequest, Unavailable, WorkerLost
 from baton.rpc.interceptor import RimInterceptor
 from baton.text.tokenizer import Tokenizer
 from baton.v1 import inference_pb2, ledger_pb2, sampling_pb2
+from baton.worker.digests import BlockDigests
+from baton.worker.protocol import PROTOCOL
 from baton.worker.trials import Blame, Trial, Trials
 
 MS = 1_000_000
@@ -55,6 +57,9 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer, decode_pb2_grpc.DecodeServi
         text: of every token; empty: its number.
         requests: all it got.
         live: calls running now.
+        cached: salts and prefixes it says its prefix cache holds.
+        skip_sequence: whether the next word of these gets lost.
+        prefix_keys: of every Watch that asked for them.
     """
 
     def __init__(self, tokenizer_digest: str, role: worker_pb2.WorkerRole.ValueType) -> None:
@@ -71,6 +76,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer, decode_pb2_grpc.DecodeServi
                 dtype="float32",
             ),
             capacity=worker_pb2.Capacity(kv_tokens=4096, slots=32),
+            protocol=PROTOCOL,
         )
         self.address = ""
         self.fail: grpc.StatusCode | None = None
@@ -89,7 +95,9 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer, decode_pb2_grpc.DecodeServi
         self.text = ""
         self.requests: list[decode_pb2.GenerateRequest] = []
         self.live = 0
-        self.watch_breaks = asyncio.Event()
+        self.cached: list[tuple[bytes, list[int]]] = []
+        self.skip_sequence = False
+        self.prefix_keys: list[bytes] = []
         self._server: grpc.aio.Server | None = None
 
     @classmethod
@@ -124,10 +132,34 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer, decode_pb2_grpc.DecodeServi
     async def Watch(
         self, request: worker_pb2.WatchRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncGenerator[worker_pb2.WatchResponse, None]:
+        if request.prefix_key:
+            self.prefix_keys.append(request.prefix_key)
+        told: set[int] = set()
+        sequence = 0
         while True:
+            state = worker_pb2.WatchResponse()
+            state.CopyFrom(self.state)
+            held = self._blocks(request.prefix_key) if request.prefix_key else []
+            if request.prefix_key and (not sequence or told != set(held)):
+                sequence += 1 + self.skip_sequence
+                self.skip_sequence = False
+                state.prefixes.CopyFrom(
+                    worker_pb2.PrefixChanges(
+                        sequence=sequence,
+                        snapshot=sequence == 1,
+                        block_tokens=16,
+                        added=[block for block in held if block not in told],
+                        removed=told - set(held),
+                    )
+                )
+                told = set(held)
             if not self.hanging.is_set():
-                yield self.state
+                yield state
             await asyncio.sleep(0.02)
+
+    def _blocks(self, key: bytes) -> list[int]:
+        digests = BlockDigests(key)
+        return list(dict.fromkeys(b for salt, tokens in self.cached for b in digests.chain(salt, tokens, 16)))
 
     async def Generate(
         self, request: decode_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]

@@ -23,6 +23,7 @@ from baton.engine.messages import (
     Inspect,
     KvReady,
     Output,
+    PrefixChanges,
     Progress,
     Release,
     Reserved,
@@ -32,6 +33,7 @@ from baton.engine.messages import (
     command_encoder,
     event_decoder,
 )
+from baton.engine.prefix_mirror import PrefixMirror
 from baton.engine.watchdog import Silence, Verdict, processor_delay
 
 __all__ = ["EngineClient", "EngineDied", "RequestEvent", "RequestHandle"]
@@ -55,6 +57,7 @@ class EngineClient:
         incarnation: random id of this engine process.
         stalled: it has not answered for a while, though it could have.
         on_report: called with every StepReport.
+        prefixes: what its prefix cache holds.
     """
 
     def __init__(self, engine: EngineProcess) -> None:
@@ -68,6 +71,7 @@ class EngineClient:
         self.incarnation = secrets.token_hex(8)
         self.on_report: list[Callable[[StepReport], None]] = []
         self.stalled = False
+        self.prefixes = PrefixMirror()
         self._process = engine.process
         self._reader = engine.reader
         self._writer = engine.writer
@@ -244,6 +248,8 @@ class EngineClient:
                 self._longest_step = max(self._longest_step, event.duration_ns / 1e9)
                 for listener in self.on_report:
                     listener(event)
+            case PrefixChanges():
+                self.prefixes.take(event)
             case DebugState():
                 future = self._inspections.get(event.token)
                 if future is not None and not future.done():

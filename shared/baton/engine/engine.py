@@ -25,6 +25,7 @@ from baton.engine.messages import (
     FailureReason,
     Inspect,
     Output,
+    PrefixChanges,
     Ready,
     Release,
     Role,
@@ -71,7 +72,8 @@ class Engine:
         self.pool, self.runner = self._build(config, model, memory_fd)
         self.memory = Memory(self.pool, self.spec.layers)
         prefixes = PrefixIndex(config.block_tokens, keyed_hash(secrets.token_bytes(32)))
-        self.scheduler = Scheduler(limits, config.num_slots, prefixes if config.prefix_cache else None)
+        self._prefixes = prefixes if config.prefix_cache else None
+        self.scheduler = Scheduler(limits, config.num_slots, self._prefixes)
         self.exact = self._self_test(model)
         self.stopped = False
         self._max_waiting = config.max_waiting
@@ -154,14 +156,14 @@ class Engine:
         self._tell_admitted(plan, started)
         outputs = self._compute(plan, started)
         self._steps += 1
-        self._emit([*outputs, self._report(plan, self._clock() - started)])
+        self._emit([*outputs, *self._prefix_changes(), self._report(plan, self._clock() - started)])
         self._told_idle = False
 
     def tell_idle(self) -> None:
         """Report once that there is nothing to do."""
         if not self._told_idle:
             self._told_idle = True
-            self._emit([self._report(Plan(), 0)])
+            self._emit([*self._prefix_changes(), self._report(Plan(), 0)])
 
     def debug_state(self, token: int = 0) -> DebugState:
         """What the engine holds."""
@@ -294,6 +296,9 @@ class Engine:
         self.scheduler.free(request)
         del self._requests[request.request_id]
         self._arrange()
+
+    def _prefix_changes(self) -> list[PrefixChanges]:
+        return events.prefix_changes(self._prefixes) if self._prefixes is not None else []
 
     def _report(self, plan: Plan, duration_ns: int) -> StepReport:
         return events.report(self.scheduler, self.capacity_tokens, self._steps, plan, duration_ns)

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from baton.engine.messages import DebugState, FinishReason, KvReady, Output, Progress, Reserved, Role, StepReport
+from baton.engine.messages import (
+    CachedBlocks,
+    DebugState,
+    FinishReason,
+    KvReady,
+    Output,
+    PrefixChanges,
+    Progress,
+    Reserved,
+    Role,
+    StepReport,
+)
+from baton.engine.prefix import PrefixIndex
 from baton.engine.request import Request, State
 from baton.engine.scheduler import Plan, Scheduler, Work
 
@@ -78,6 +90,15 @@ def report(scheduler: Scheduler, capacity_tokens: int, step: int, plan: Plan, du
         attended_pairs=sum(w.count * w.start + w.count * (w.count + 1) // 2 for w in plan.work if not w.decodes),
         waiting_prompt_tokens=scheduler.waiting_prompt_tokens,
     )
+
+
+def prefix_changes(prefixes: PrefixIndex) -> list[PrefixChanges]:
+    """What the prefix cache got and lost since the last time; empty: nothing."""
+    came, went = prefixes.changes()
+    if not came and not went:
+        return []
+    added = [CachedBlocks(new.salt, new.parent, list(new.digests), list(new.tokens)) for new in came]
+    return [PrefixChanges(block_tokens=prefixes.block_tokens, added=added, removed=went)]
 
 
 def debug_state(

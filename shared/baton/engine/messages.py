@@ -242,6 +242,27 @@ class StepReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     waiting_prompt_tokens: int = 0  # of queued and running requests, still to be computed here
 
 
+class CachedBlocks(msgspec.Struct, frozen=True, array_like=True):
+    """A run of blocks that lies in the prefix cache now and did not before.
+
+    `digests` are this engine's, one per block, and mean nothing to anybody else. `parent` is that of the block before
+    them; empty: they are the first ones of their prefix.
+    """
+
+    salt: bytes
+    parent: bytes
+    digests: list[bytes]
+    token_ids: list[int]
+
+
+class PrefixChanges(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """What the prefix cache got and lost since the last time. A block is told after the one it follows."""
+
+    block_tokens: int
+    added: list[CachedBlocks]
+    removed: list[bytes]
+
+
 class DebugState(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Answer to Inspect: what the engine holds. After quiescence: no requests, all slots free, used_tokens 0.
 
@@ -259,7 +280,19 @@ class DebugState(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     kept_tokens: int = 0
 
 
-Event = Ready | Loading | LoadFailed | Reserved | KvReady | Progress | Output | Failed | StepReport | DebugState
+Event = (
+    Ready
+    | Loading
+    | LoadFailed
+    | Reserved
+    | KvReady
+    | Progress
+    | Output
+    | Failed
+    | StepReport
+    | PrefixChanges
+    | DebugState
+)
 
 command_encoder = msgspec.msgpack.Encoder()
 command_decoder = msgspec.msgpack.Decoder(list[Command])

@@ -54,8 +54,27 @@ class Prefix:
         return len(self.digests)
 
 
+@dataclass(frozen=True, slots=True)
+class NewBlocks:
+    """A run of blocks of one prefix that no slot held before.
+
+    Attributes:
+        salt: whose.
+        parent: digest of the block before them; empty: they are the first ones.
+        digests: one per block.
+        tokens: of these blocks.
+    """
+
+    salt: bytes
+    parent: bytes
+    digests: Sequence[bytes]
+    tokens: Sequence[int]
+
+
 class PrefixIndex:
     """At most one prefix per slot; those of free slots in the order of their last use.
+
+    What came and went since the last `changes` is kept until it is asked for: of a block that did both, nothing.
 
     Args:
         block_tokens: tokens of a block.
@@ -68,6 +87,8 @@ class PrefixIndex:
         self._prefixes: dict[int, Prefix] = {}  # by slot, the least recently used first
         self._slots: dict[bytes, dict[int, None]] = {}  # digest -> the slots whose prefix has it, in order of arrival
         self.free_blocks = 0  # of prefixes in free slots
+        self._came: dict[bytes, tuple[Prefix, int, bytes]] = {}  # digest -> a prefix that has it, its block, its parent
+        self._went: dict[bytes, None] = {}
 
     @property
     def free(self) -> list[Prefix]:
@@ -118,8 +139,14 @@ class PrefixIndex:
             return
         self._prefixes[prefix.slot] = prefix
         self.free_blocks += 0 if prefix.held else prefix.blocks
-        for digest in prefix.digests:
-            self._slots.setdefault(digest, {})[prefix.slot] = None
+        for block, digest in enumerate(prefix.digests):
+            if (slots := self._slots.get(digest)) is None:
+                slots = self._slots[digest] = {}
+                if digest in self._went:
+                    del self._went[digest]
+                else:
+                    self._came[digest] = prefix, block, prefix.digests[block - 1] if block else b""
+            slots[prefix.slot] = None
 
     def trim(self, slot: int, blocks: int = 0) -> None:
         """The slot holds no more than the first `blocks` blocks of its prefix, if it holds one."""
@@ -133,8 +160,30 @@ class PrefixIndex:
             del slots[slot]
             if not slots:
                 del self._slots[digest]
+                if self._came.pop(digest, None) is None:
+                    self._went[digest] = None
         if not blocks:
             del self._prefixes[slot]
+
+    def changes(self) -> tuple[list[NewBlocks], list[bytes]]:
+        """Blocks that some slot holds, and digests of those that none does any more, since the last call.
+
+        What a block follows was told before it, or is in the list before it.
+        """
+        size, runs = self.block_tokens, list[tuple[Prefix, int, bytes, list[bytes]]]()
+        for digest, (prefix, block, parent) in self._came.items():
+            if runs and runs[-1][0] is prefix and runs[-1][1] + len(runs[-1][3]) == block:
+                runs[-1][3].append(digest)
+            else:
+                runs.append((prefix, block, parent, [digest]))
+        came = [
+            NewBlocks(prefix.salt, parent, digests, prefix.tokens[first * size : (first + len(digests)) * size])
+            for prefix, first, parent, digests in runs
+        ]
+        went = list(self._went)
+        self._came.clear()
+        self._went.clear()
+        return came, went
 
     def use(self, slot: int) -> None:
         """A prefix was used: it goes last."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from typing import Any
 
 import grpc
@@ -13,8 +14,12 @@ from baton import __version__
 from baton.engine.client import EngineClient
 from baton.engine.messages import StepReport
 from baton.internal.v1 import worker_pb2, worker_pb2_grpc
+from baton.rpc.errors import InvalidArgument
 from baton.rpc.service import Runtime
 from baton.worker.calls import Calls
+from baton.worker.digests import MAX_KEY_BYTES, MIN_KEY_BYTES
+from baton.worker.prefix_feed import PrefixFeed
+from baton.worker.protocol import PROTOCOL
 from baton.worker.settings import WorkerSettings
 from baton.worker.step_meter import StepMeter
 
@@ -52,19 +57,36 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     async def Watch(
         self, request: worker_pb2.WatchRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[worker_pb2.WatchResponse]:
-        """The state at once, then whenever it moved, at least every interval, until the worker stops."""
+        """The state at once, then whenever it moved, at least every interval, until the worker stops.
+
+        Raises:
+            InvalidArgument: the key is too short or too long.
+        """
         interval = max(_MIN_INTERVAL, (request.interval_ms or 1000) / 1000)
         silent = 0.0
         last: worker_pb2.WatchResponse | None = None
-        # The stream ends with the process: it must not hold the drain up.
-        while not self._runtime.draining.is_set():
-            state = self.state()
-            if state != last or silent >= interval:
-                yield state
-                last, silent = state, 0.0
-            await asyncio.sleep(_MIN_INTERVAL)
-            silent += _MIN_INTERVAL
+        with ExitStack() as stack:
+            feed = self._feed(request.prefix_key, stack)
+            # The stream ends with the process: it must not hold the drain up.
+            while not self._runtime.draining.is_set():
+                state = self.state()
+                changes = feed.changes() if feed is not None else None
+                if state != last or changes is not None or silent >= interval:
+                    last, silent = state, 0.0
+                    yield _with(state, changes)
+                await asyncio.sleep(_MIN_INTERVAL)
+                silent += _MIN_INTERVAL
         yield self.state()
+
+    def _feed(self, key: bytes, stack: ExitStack) -> PrefixFeed | None:
+        """What tells of the prefix cache, until the stack is left; None: nobody asked."""
+        if not key:
+            return None
+        if not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
+            raise InvalidArgument("prefix_key", f"must be {MIN_KEY_BYTES} to {MAX_KEY_BYTES} bytes, or empty")
+        feed = PrefixFeed(self._engine.prefixes, key)
+        stack.callback(feed.close)
+        return feed
 
     async def DebugState(
         self, request: worker_pb2.DebugStateRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -116,10 +138,20 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                 step_cost=cost.to_proto() if cost else None,
             ),
             draining=self._runtime.draining.is_set() or self._engine.stalled,
+            protocol=PROTOCOL,
         )
 
     def _on_report(self, report: StepReport) -> None:
         self._report = report
+
+
+def _with(state: worker_pb2.WatchResponse, changes: worker_pb2.PrefixChanges | None) -> worker_pb2.WatchResponse:
+    """A state that tells of changes, too; the state itself stays comparable to the next one."""
+    if changes is None:
+        return state
+    told = worker_pb2.WatchResponse(prefixes=changes)
+    told.MergeFrom(state)
+    return told
 
 
 def _open_files() -> int:

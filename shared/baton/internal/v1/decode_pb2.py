@@ -28,7 +28,7 @@ from baton.v1 import inference_pb2 as baton_dot_v1_dot_inference__pb2
 from baton.v1 import sampling_pb2 as baton_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62\x61ton/internal/v1/decode.proto\x12\x11\x62\x61ton.internal.v1\x1a\x1e\x62\x61ton/internal/v1/timing.proto\x1a\x1e\x62\x61ton/internal/v1/worker.proto\x1a\x18\x62\x61ton/v1/inference.proto\x1a\x17\x62\x61ton/v1/sampling.proto\"\xb7\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x1b\n\x13\x64\x65livered_token_ids\x18\x04 \x03(\r\x12*\n\x08sampling\x18\x05 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x12\n\ncache_salt\x18\x08 \x01(\x0c\x12\x1b\n\x13\x62ypass_prefix_cache\x18\t \x01(\x08\x12?\n\x12prefill_candidates\x18\n \x03(\x0b\x32#.baton.internal.v1.PrefillCandidate\x12\x0f\n\x07suspect\x18\x0b \x01(\x08J\x04\x08\x06\x10\x07\"\x81\x01\n\x10PrefillCandidate\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x1d\n\x15waiting_prompt_tokens\x18\x02 \x01(\x04\x12.\n\tstep_cost\x18\x03 \x01(\x0b\x32\x1b.baton.internal.v1.StepCost\x12\x0e\n\x06\x61ge_ms\x18\x04 \x01(\r\"\xdb\x01\n\x10GenerateResponse\x12/\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1b.baton.internal.v1.AcceptedH\x00\x12+\n\x06tokens\x18\x02 \x01(\x0b\x32\x19.baton.internal.v1.TokensH\x00\x12/\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1b.baton.internal.v1.FinishedH\x00\x12/\n\x08progress\x18\x04 \x01(\x0b\x32\x1b.baton.internal.v1.ProgressH\x00\x42\x07\n\x05\x65vent\"8\n\x08Progress\x12,\n\x06timing\x18\x01 \x01(\x0b\x32\x1c.baton.internal.v1.HopTiming\"8\n\x08\x41\x63\x63\x65pted\x12,\n\x06timing\x18\x01 \x01(\x0b\x32\x1c.baton.internal.v1.HopTiming\"f\n\x06Tokens\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12,\n\x06timing\x18\x04 \x01(\x0b\x32\x1c.baton.internal.v1.HopTiming\"\xf4\x01\n\x08\x46inished\x12-\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x1e\n\x05usage\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Usage\x12.\n\x11prefill_placement\x18\x03 \x01(\x0e\x32\x13.baton.v1.Placement\x12&\n\ttransport\x18\x04 \x01(\x0e\x32\x13.baton.v1.Transport\x12,\n\x06timing\x18\x05 \x01(\x0b\x32\x1c.baton.internal.v1.HopTiming\x12\x13\n\x0bpreemptions\x18\x06 \x01(\r2_\n\x06\x44\x65\x63ode\x12U\n\x08Generate\x12\".baton.internal.v1.GenerateRequest\x1a#.baton.internal.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62\x61ton/internal/v1/decode.proto\x12\x11\x62\x61ton.internal.v1\x1a\x1e\x62\x61ton/internal/v1/timing.proto\x1a\x1e\x62\x61ton/internal/v1/worker.proto\x1a\x18\x62\x61ton/v1/inference.proto\x1a\x17\x62\x61ton/v1/sampling.proto\"\xb7\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x1b\n\x13\x64\x65livered_token_ids\x18\x04 \x03(\r\x12*\n\x08sampling\x18\x05 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x12\n\ncache_salt\x18\x08 \x01(\x0c\x12\x1b\n\x13\x62ypass_prefix_cache\x18\t \x01(\x08\x12?\n\x12prefill_candidates\x18\n \x03(\x0b\x32#.baton.internal.v1.PrefillCandidate\x12\x0f\n\x07suspect\x18\x0b \x01(\x08J\x04\x08\x06\x10\x07\"\xc1\x01\n\x10PrefillCandidate\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x1d\n\x15waiting_prompt_tokens\x18\x02 \x01(\x04\x12.\n\tstep_cost\x18\x03 \x01(\x0b\x32\x1b.baton.internal.v1.StepCost\x12\x0e\n\x06\x61ge_ms\x18\x04 \x01(\r\x12\x1a\n\rcached_tokens\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08\x66\x61llback\x18\x06 \x01(\x08\x42\x10\n\x0e_cached_tokens\"\xdb\x01\n\x10GenerateResponse\x12/\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1b.baton.internal.v1.AcceptedH\x00\x12+\n\x06tokens\x18\x02 \x01(\x0b\x32\x19.baton.internal.v1.TokensH\x00\x12/\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1b.baton.internal.v1.FinishedH\x00\x12/\n\x08progress\x18\x04 \x01(\x0b\x32\x1b.baton.internal.v1.ProgressH\x00\x42\x07\n\x05\x65vent\"8\n\x08Progress\x12,\n\x06timing\x18\x01 \x01(\x0b\x32\x1c.baton.internal.v1.HopTiming\"8\n\x08\x41\x63\x63\x65pted\x12,\n\x06timing\x18\x01 \x01(\x0b\x32\x1c.baton.internal.v1.HopTiming\"f\n\x06Tokens\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12,\n\x06timing\x18\x04 \x01(\x0b\x32\x1c.baton.internal.v1.HopTiming\"\xf4\x01\n\x08\x46inished\x12-\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x1e\n\x05usage\x18\x02 \x01(\x0b\x32\x0f.baton.v1.Usage\x12.\n\x11prefill_placement\x18\x03 \x01(\x0e\x32\x13.baton.v1.Placement\x12&\n\ttransport\x18\x04 \x01(\x0e\x32\x13.baton.v1.Transport\x12,\n\x06timing\x18\x05 \x01(\x0b\x32\x1c.baton.internal.v1.HopTiming\x12\x13\n\x0bpreemptions\x18\x06 \x01(\r2_\n\x06\x44\x65\x63ode\x12U\n\x08Generate\x12\".baton.internal.v1.GenerateRequest\x1a#.baton.internal.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,17 +38,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_start=169
   _globals['_GENERATEREQUEST']._serialized_end=480
   _globals['_PREFILLCANDIDATE']._serialized_start=483
-  _globals['_PREFILLCANDIDATE']._serialized_end=612
-  _globals['_GENERATERESPONSE']._serialized_start=615
-  _globals['_GENERATERESPONSE']._serialized_end=834
-  _globals['_PROGRESS']._serialized_start=836
-  _globals['_PROGRESS']._serialized_end=892
-  _globals['_ACCEPTED']._serialized_start=894
-  _globals['_ACCEPTED']._serialized_end=950
-  _globals['_TOKENS']._serialized_start=952
-  _globals['_TOKENS']._serialized_end=1054
-  _globals['_FINISHED']._serialized_start=1057
-  _globals['_FINISHED']._serialized_end=1301
-  _globals['_DECODE']._serialized_start=1303
-  _globals['_DECODE']._serialized_end=1398
+  _globals['_PREFILLCANDIDATE']._serialized_end=676
+  _globals['_GENERATERESPONSE']._serialized_start=679
+  _globals['_GENERATERESPONSE']._serialized_end=898
+  _globals['_PROGRESS']._serialized_start=900
+  _globals['_PROGRESS']._serialized_end=956
+  _globals['_ACCEPTED']._serialized_start=958
+  _globals['_ACCEPTED']._serialized_end=1014
+  _globals['_TOKENS']._serialized_start=1016
+  _globals['_TOKENS']._serialized_end=1118
+  _globals['_FINISHED']._serialized_start=1121
+  _globals['_FINISHED']._serialized_end=1365
+  _globals['_DECODE']._serialized_start=1367
+  _globals['_DECODE']._serialized_end=1462
 # @@protoc_insertion_point(module_scope)

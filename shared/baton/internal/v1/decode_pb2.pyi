@@ -66,7 +66,7 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def prefill_candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrefillCandidate]:
-        """Prefill services that may compute the prompt, the least busy first. Empty: compute here."""
+        """Prefill services that may compute the prompt, the one expected to be done first at first. Empty: compute here."""
 
     def __init__(
         self,
@@ -100,12 +100,20 @@ class PrefillCandidate(_message.Message):
     WAITING_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     STEP_COST_FIELD_NUMBER: _builtins.int
     AGE_MS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    FALLBACK_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """gRPC target."""
     waiting_prompt_tokens: _builtins.int
-    """Tokens of prompts that are still to be computed there."""
+    """Tokens of prompts that are still to be computed there, as the router estimates from what the service told and what it
+    was sent since.
+    """
     age_ms: _builtins.int
-    """So long ago it told this, milliseconds."""
+    """So long ago this was so, milliseconds."""
+    cached_tokens: _builtins.int
+    """Tokens of the prompt that its prefix cache is expected to have. Unset: not known."""
+    fallback: _builtins.bool
+    """Only for when those before it fail: the router has reasons to prefer these that it does not tell."""
     @_builtins.property
     def step_cost(self) -> _worker_pb2.StepCost:
         """What its steps take. Unset: not known."""
@@ -117,12 +125,16 @@ class PrefillCandidate(_message.Message):
         waiting_prompt_tokens: _builtins.int = ...,
         step_cost: _worker_pb2.StepCost | None = ...,
         age_ms: _builtins.int = ...,
+        cached_tokens: _builtins.int | None = ...,
+        fallback: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["step_cost", b"step_cost"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "cached_tokens", b"cached_tokens", "step_cost", b"step_cost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "step_cost", b"step_cost", "target", b"target", "waiting_prompt_tokens", b"waiting_prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "age_ms", b"age_ms", "cached_tokens", b"cached_tokens", "fallback", b"fallback", "step_cost", b"step_cost", "target", b"target", "waiting_prompt_tokens", b"waiting_prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__cached_tokens: _TypeAlias = _typing.Literal["cached_tokens"]  # noqa: Y015
+    _WhichOneofArgType__cached_tokens: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cached_tokens) -> _WhichOneofReturnType__cached_tokens | None: ...
 
 Global___PrefillCandidate: _TypeAlias = PrefillCandidate  # noqa: Y015
 

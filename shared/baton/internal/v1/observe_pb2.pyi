@@ -215,6 +215,7 @@ class WatchMeshResponse(_message.Message):
     LEDGER_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
     COALESCED_FIELD_NUMBER: _builtins.int
+    UNUSED_FIELD_NUMBER: _builtins.int
     in_flight: _builtins.int
     """Requests being served now."""
     cache_hits: _builtins.int
@@ -247,6 +248,10 @@ class WatchMeshResponse(_message.Message):
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerView]:
         """The workers in view."""
 
+    @_builtins.property
+    def unused(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnusedWorker]:
+        """Workers that answer and are not used."""
+
     def __init__(
         self,
         *,
@@ -260,10 +265,11 @@ class WatchMeshResponse(_message.Message):
         ledger: _abc.Iterable[_ledger_pb2.LedgerEntry] | None = ...,
         workers: _abc.Iterable[Global___WorkerView] | None = ...,
         coalesced: _builtins.int = ...,
+        unused: _abc.Iterable[Global___UnusedWorker] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["inter_token", b"inter_token", "time_to_first_token", b"time_to_first_token", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_hits", b"cache_hits", "coalesced", b"coalesced", "in_flight", b"in_flight", "inter_token", b"inter_token", "ledger", b"ledger", "outcomes", b"outcomes", "time_to_first_token", b"time_to_first_token", "tokens_per_second", b"tokens_per_second", "window", b"window", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_hits", b"cache_hits", "coalesced", b"coalesced", "in_flight", b"in_flight", "inter_token", b"inter_token", "ledger", b"ledger", "outcomes", b"outcomes", "time_to_first_token", b"time_to_first_token", "tokens_per_second", b"tokens_per_second", "unused", b"unused", "window", b"window", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -314,10 +320,16 @@ class WorkerView(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    PREFIX_BLOCKS_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """host:port."""
     in_flight: _builtins.int
     """Requests this router has there."""
+    model: _builtins.str
+    """The model clients call it by, of those this router serves."""
+    prefix_blocks: _builtins.int
+    """Blocks of its prefix cache that this router knows of."""
     @_builtins.property
     def state(self) -> _worker_pb2.WatchResponse:
         """What it last said."""
@@ -328,11 +340,49 @@ class WorkerView(_message.Message):
         target: _builtins.str = ...,
         state: _worker_pb2.WatchResponse | None = ...,
         in_flight: _builtins.int = ...,
+        model: _builtins.str = ...,
+        prefix_blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_flight", b"in_flight", "state", b"state", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_flight", b"in_flight", "model", b"model", "prefix_blocks", b"prefix_blocks", "state", b"state", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerView: _TypeAlias = WorkerView  # noqa: Y015
+
+@_typing.final
+class UnusedWorker(_message.Message):
+    """UnusedWorker is a worker that a router sees and does not use."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """host:port."""
+    reason: _builtins.str
+    """Why: "protocol", "role", "tokenizer" or "model"."""
+    message: _builtins.str
+    """The same in a sentence, with what is here and what is there."""
+    @_builtins.property
+    def state(self) -> _worker_pb2.WatchResponse:
+        """What it said."""
+
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        state: _worker_pb2.WatchResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "state", b"state", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnusedWorker: _TypeAlias = UnusedWorker  # noqa: Y015

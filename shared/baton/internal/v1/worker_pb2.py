@@ -24,31 +24,33 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62\x61ton/internal/v1/worker.proto\x12\x11\x62\x61ton.internal.v1\"#\n\x0cWatchRequest\x12\x13\n\x0binterval_ms\x18\x01 \x01(\r\"\xf9\x01\n\rWatchResponse\x12+\n\x04role\x18\x01 \x01(\x0e\x32\x1d.baton.internal.v1.WorkerRole\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12-\n\x05model\x18\x04 \x01(\x0b\x32\x1e.baton.internal.v1.WorkerModel\x12-\n\x08\x63\x61pacity\x18\x05 \x01(\x0b\x32\x1b.baton.internal.v1.Capacity\x12%\n\x04load\x18\x06 \x01(\x0b\x32\x17.baton.internal.v1.Load\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\"\xbe\x01\n\x0bWorkerModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\x12\x13\n\x0bmax_context\x18\x04 \x01(\r\x12\x12\n\nvocab_size\x18\x05 \x01(\r\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x14\n\x0cquantization\x18\x08 \x01(\t\x12\r\n\x05\x65xact\x18\t \x01(\x08\",\n\x08\x43\x61pacity\x12\x11\n\tkv_tokens\x18\x01 \x01(\x04\x12\r\n\x05slots\x18\x02 \x01(\r\"\x9e\x01\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x16\n\x0ekv_used_tokens\x18\x03 \x01(\x04\x12\r\n\x05steps\x18\x04 \x01(\x04\x12\x1d\n\x15waiting_prompt_tokens\x18\x05 \x01(\x04\x12.\n\tstep_cost\x18\x06 \x01(\x0b\x32\x1b.baton.internal.v1.StepCost\"\xa1\x01\n\x08StepCost\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x01 \x01(\x01\x12\x1a\n\x12seconds_per_decode\x18\x02 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x03 \x01(\x01\x12\x19\n\x11seconds_per_token\x18\x04 \x01(\x01\x12\x18\n\x10seconds_per_pair\x18\x05 \x01(\x01\x12\x13\n\x0bstep_tokens\x18\x06 \x01(\r\"\x13\n\x11\x44\x65\x62ugStateRequest\"\x87\x02\n\x12\x44\x65\x62ugStateResponse\x12\x17\n\x0f\x65ngine_requests\x18\x01 \x03(\t\x12\r\n\x05\x63\x61lls\x18\x02 \x03(\t\x12\x12\n\nfree_slots\x18\x03 \x01(\r\x12\x13\n\x0btotal_slots\x18\x04 \x01(\r\x12\x13\n\x0bused_tokens\x18\x05 \x01(\x04\x12\x17\n\x0f\x63\x61pacity_tokens\x18\x06 \x01(\x04\x12\r\n\x05tasks\x18\x07 \x01(\r\x12\x12\n\nopen_files\x18\x08 \x01(\r\x12\x13\n\x0bincarnation\x18\t \x01(\t\x12\r\n\x05steps\x18\n \x01(\x04\x12\x14\n\x0c\x63\x61\x63hed_slots\x18\x0b \x01(\r\x12\x15\n\rcached_tokens\x18\x0c \x01(\x04*Z\n\nWorkerRole\x12\x1b\n\x17WORKER_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13WORKER_ROLE_PREFILL\x10\x01\x12\x16\n\x12WORKER_ROLE_DECODE\x10\x02\x32\xb1\x01\n\x06Worker\x12L\n\x05Watch\x12\x1f.baton.internal.v1.WatchRequest\x1a .baton.internal.v1.WatchResponse0\x01\x12Y\n\nDebugState\x12$.baton.internal.v1.DebugStateRequest\x1a%.baton.internal.v1.DebugStateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62\x61ton/internal/v1/worker.proto\x12\x11\x62\x61ton.internal.v1\"7\n\x0cWatchRequest\x12\x13\n\x0binterval_ms\x18\x01 \x01(\r\x12\x12\n\nprefix_key\x18\x02 \x01(\x0c\"\xbf\x02\n\rWatchResponse\x12+\n\x04role\x18\x01 \x01(\x0e\x32\x1d.baton.internal.v1.WorkerRole\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12-\n\x05model\x18\x04 \x01(\x0b\x32\x1e.baton.internal.v1.WorkerModel\x12-\n\x08\x63\x61pacity\x18\x05 \x01(\x0b\x32\x1b.baton.internal.v1.Capacity\x12%\n\x04load\x18\x06 \x01(\x0b\x32\x17.baton.internal.v1.Load\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x10\n\x08protocol\x18\x08 \x01(\r\x12\x32\n\x08prefixes\x18\t \x01(\x0b\x32 .baton.internal.v1.PrefixChanges\"i\n\rPrefixChanges\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x10\n\x08snapshot\x18\x02 \x01(\x08\x12\x14\n\x0c\x62lock_tokens\x18\x03 \x01(\r\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x04 \x03(\x06\x12\x0f\n\x07removed\x18\x05 \x03(\x06\"\xbe\x01\n\x0bWorkerModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\x12\x13\n\x0bmax_context\x18\x04 \x01(\r\x12\x12\n\nvocab_size\x18\x05 \x01(\r\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x14\n\x0cquantization\x18\x08 \x01(\t\x12\r\n\x05\x65xact\x18\t \x01(\x08\",\n\x08\x43\x61pacity\x12\x11\n\tkv_tokens\x18\x01 \x01(\x04\x12\r\n\x05slots\x18\x02 \x01(\r\"\x9e\x01\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x16\n\x0ekv_used_tokens\x18\x03 \x01(\x04\x12\r\n\x05steps\x18\x04 \x01(\x04\x12\x1d\n\x15waiting_prompt_tokens\x18\x05 \x01(\x04\x12.\n\tstep_cost\x18\x06 \x01(\x0b\x32\x1b.baton.internal.v1.StepCost\"\xa1\x01\n\x08StepCost\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x01 \x01(\x01\x12\x1a\n\x12seconds_per_decode\x18\x02 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x03 \x01(\x01\x12\x19\n\x11seconds_per_token\x18\x04 \x01(\x01\x12\x18\n\x10seconds_per_pair\x18\x05 \x01(\x01\x12\x13\n\x0bstep_tokens\x18\x06 \x01(\r\"\x13\n\x11\x44\x65\x62ugStateRequest\"\x87\x02\n\x12\x44\x65\x62ugStateResponse\x12\x17\n\x0f\x65ngine_requests\x18\x01 \x03(\t\x12\r\n\x05\x63\x61lls\x18\x02 \x03(\t\x12\x12\n\nfree_slots\x18\x03 \x01(\r\x12\x13\n\x0btotal_slots\x18\x04 \x01(\r\x12\x13\n\x0bused_tokens\x18\x05 \x01(\x04\x12\x17\n\x0f\x63\x61pacity_tokens\x18\x06 \x01(\x04\x12\r\n\x05tasks\x18\x07 \x01(\r\x12\x12\n\nopen_files\x18\x08 \x01(\r\x12\x13\n\x0bincarnation\x18\t \x01(\t\x12\r\n\x05steps\x18\n \x01(\x04\x12\x14\n\x0c\x63\x61\x63hed_slots\x18\x0b \x01(\r\x12\x15\n\rcached_tokens\x18\x0c \x01(\x04*Z\n\nWorkerRole\x12\x1b\n\x17WORKER_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13WORKER_ROLE_PREFILL\x10\x01\x12\x16\n\x12WORKER_ROLE_DECODE\x10\x02\x32\xb1\x01\n\x06Worker\x12L\n\x05Watch\x12\x1f.baton.internal.v1.WatchRequest\x1a .baton.internal.v1.WatchResponse0\x01\x12Y\n\nDebugState\x12$.baton.internal.v1.DebugStateRequest\x1a%.baton.internal.v1.DebugStateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.internal.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKERROLE']._serialized_start=1193
-  _globals['_WORKERROLE']._serialized_end=1283
+  _globals['_WORKERROLE']._serialized_start=1390
+  _globals['_WORKERROLE']._serialized_end=1480
   _globals['_WATCHREQUEST']._serialized_start=53
-  _globals['_WATCHREQUEST']._serialized_end=88
-  _globals['_WATCHRESPONSE']._serialized_start=91
-  _globals['_WATCHRESPONSE']._serialized_end=340
-  _globals['_WORKERMODEL']._serialized_start=343
-  _globals['_WORKERMODEL']._serialized_end=533
-  _globals['_CAPACITY']._serialized_start=535
-  _globals['_CAPACITY']._serialized_end=579
-  _globals['_LOAD']._serialized_start=582
-  _globals['_LOAD']._serialized_end=740
-  _globals['_STEPCOST']._serialized_start=743
-  _globals['_STEPCOST']._serialized_end=904
-  _globals['_DEBUGSTATEREQUEST']._serialized_start=906
-  _globals['_DEBUGSTATEREQUEST']._serialized_end=925
-  _globals['_DEBUGSTATERESPONSE']._serialized_start=928
-  _globals['_DEBUGSTATERESPONSE']._serialized_end=1191
-  _globals['_WORKER']._serialized_start=1286
-  _globals['_WORKER']._serialized_end=1463
+  _globals['_WATCHREQUEST']._serialized_end=108
+  _globals['_WATCHRESPONSE']._serialized_start=111
+  _globals['_WATCHRESPONSE']._serialized_end=430
+  _globals['_PREFIXCHANGES']._serialized_start=432
+  _globals['_PREFIXCHANGES']._serialized_end=537
+  _globals['_WORKERMODEL']._serialized_start=540
+  _globals['_WORKERMODEL']._serialized_end=730
+  _globals['_CAPACITY']._serialized_start=732
+  _globals['_CAPACITY']._serialized_end=776
+  _globals['_LOAD']._serialized_start=779
+  _globals['_LOAD']._serialized_end=937
+  _globals['_STEPCOST']._serialized_start=940
+  _globals['_STEPCOST']._serialized_end=1101
+  _globals['_DEBUGSTATEREQUEST']._serialized_start=1103
+  _globals['_DEBUGSTATEREQUEST']._serialized_end=1122
+  _globals['_DEBUGSTATERESPONSE']._serialized_start=1125
+  _globals['_DEBUGSTATERESPONSE']._serialized_end=1388
+  _globals['_WORKER']._serialized_start=1483
+  _globals['_WORKER']._serialized_end=1660
 # @@protoc_insertion_point(module_scope)

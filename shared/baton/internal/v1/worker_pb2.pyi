@@ -50,16 +50,22 @@ class WatchRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    PREFIX_KEY_FIELD_NUMBER: _builtins.int
     interval_ms: _builtins.int
     """Longest silence between messages, milliseconds. 0: 1000."""
+    prefix_key: _builtins.bytes
+    """Key of the digests by which the prefix cache is told, 16 to 64 bytes; of the watcher's choice, and nobody else's to
+    know. Empty: the prefix cache is not told.
+    """
     def __init__(
         self,
         *,
         interval_ms: _builtins.int = ...,
+        prefix_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval_ms", b"interval_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval_ms", b"interval_ms", "prefix_key", b"prefix_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -78,6 +84,8 @@ class WatchResponse(_message.Message):
     CAPACITY_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    PREFIXES_FIELD_NUMBER: _builtins.int
     role: Global___WorkerRole.ValueType
     """Its tier."""
     incarnation: _builtins.str
@@ -86,6 +94,10 @@ class WatchResponse(_message.Message):
     """Version of Baton."""
     draining: _builtins.bool
     """It takes nothing new: it finishes what it has and ends, or its engine does not answer just now."""
+    protocol: _builtins.int
+    """Number of the internal protocol it speaks. Workers of another one than the router's are not used. 0: a release from
+    before it was told.
+    """
     @_builtins.property
     def model(self) -> Global___WorkerModel:
         """The model it serves."""
@@ -98,6 +110,10 @@ class WatchResponse(_message.Message):
     def load(self) -> Global___Load:
         """What it holds."""
 
+    @_builtins.property
+    def prefixes(self) -> Global___PrefixChanges:
+        """What its prefix cache got and lost. Unset: nothing, or it is not told."""
+
     def __init__(
         self,
         *,
@@ -108,14 +124,60 @@ class WatchResponse(_message.Message):
         capacity: Global___Capacity | None = ...,
         load: Global___Load | None = ...,
         draining: _builtins.bool = ...,
+        protocol: _builtins.int = ...,
+        prefixes: Global___PrefixChanges | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "load", b"load", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "load", b"load", "model", b"model", "prefixes", b"prefixes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "draining", b"draining", "incarnation", b"incarnation", "load", b"load", "model", b"model", "role", b"role", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "draining", b"draining", "incarnation", b"incarnation", "load", b"load", "model", b"model", "prefixes", b"prefixes", "protocol", b"protocol", "role", b"role", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
+
+@_typing.final
+class PrefixChanges(_message.Message):
+    """PrefixChanges tells a stretch of changes of a prefix cache. A block is told by a digest of the watcher's key, of the salt
+    of whoever asked, and of all tokens up to its end; the first 8 bytes of BLAKE2b, little endian.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    BLOCK_TOKENS_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """1, 2, 3 and so on within a stream. Whoever misses one knows the cache no more, and watches anew."""
+    snapshot: _builtins.bool
+    """Forget what was told before; more of the whole may follow in the next messages."""
+    block_tokens: _builtins.int
+    """Tokens of a block. 0: there was none yet."""
+    @_builtins.property
+    def added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Blocks that are there now. The block that one follows is there as well."""
+
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Blocks that are not any more."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        snapshot: _builtins.bool = ...,
+        block_tokens: _builtins.int = ...,
+        added: _abc.Iterable[_builtins.int] | None = ...,
+        removed: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "block_tokens", b"block_tokens", "removed", b"removed", "sequence", b"sequence", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefixChanges: _TypeAlias = PrefixChanges  # noqa: Y015
 
 @_typing.final
 class WorkerModel(_message.Message):
