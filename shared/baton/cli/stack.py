@@ -7,6 +7,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -177,9 +178,12 @@ class Stack:
         async with grpc.aio.insecure_channel(self.router.address.admin) as channel:
             watch = observe_pb2_grpc.ObserveStub(channel).WatchMesh
             metadata = connection.chosen().admin_metadata
-            async for state in watch(observe_pb2.WatchMeshRequest(interval_ms=100), metadata=metadata):
-                if any(worker.state.role == worker_pb2.WORKER_ROLE_DECODE for worker in state.workers):
-                    return
+            while True:
+                with suppress(grpc.aio.AioRpcError):  # if the router is gone, somebody else notices
+                    async for state in watch(observe_pb2.WatchMeshRequest(interval_ms=100), metadata=metadata):
+                        if any(worker.state.role == worker_pb2.WORKER_ROLE_DECODE for worker in state.workers):
+                            return
+                await asyncio.sleep(0.05)
 
     async def _stop_one(self, service: ServiceProcess, grace: float) -> None:
         await service.stop(grace)

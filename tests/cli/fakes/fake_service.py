@@ -14,11 +14,12 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from baton.internal.v1 import worker_pb2, worker_pb2_grpc
+from baton.internal.v1 import observe_pb2, observe_pb2_grpc, worker_pb2, worker_pb2_grpc
+from baton.rpc.access import Who
 from baton.rpc.service import Runtime, main
 from baton.rpc.settings import ServiceSettings
 from baton.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
@@ -37,6 +38,20 @@ class FakeSettings(ServiceSettings):
     redis_url: str = Field("")
     dtype: str = Field("")
     num_slots: int = Field(8)
+
+
+class FakeRouterSettings(FakeSettings):
+    """The router's port is for clients."""
+
+    serves: ClassVar[Who] = Who.CLIENT
+
+
+class FakeObserve(observe_pb2_grpc.ObserveServicer):
+    """Sees one decode worker."""
+
+    async def WatchMesh(self, request: Any, context: Any) -> AsyncIterator[observe_pb2.WatchMeshResponse]:
+        state = worker_pb2.WatchResponse(role=worker_pb2.WORKER_ROLE_DECODE)
+        yield observe_pb2.WatchMeshResponse(workers=[observe_pb2.WorkerView(state=state)])
 
 
 class FakeInference(inference_pb2_grpc.InferenceServicer):
@@ -88,12 +103,13 @@ def run(service: str) -> int:
             engine = subprocess.Popen(  # noqa: ASYNC220 a test may block
                 [sys.executable, "-c", "import time; time.sleep(300)"]
             )
-            worker_pb2_grpc.add_WorkerServicer_to_server(FakeWorker(), runtime.server)
+            worker_pb2_grpc.add_WorkerServicer_to_server(FakeWorker(), runtime.admin)
         if service == "router":
             inference_pb2_grpc.add_InferenceServicer_to_server(FakeInference(settings.model_name), runtime.server)
+            observe_pb2_grpc.add_ObserveServicer_to_server(FakeObserve(), runtime.admin)
         yield
         if engine is not None:
             engine.kill()
             engine.wait()
 
-    return main(service, FakeSettings, build)
+    return main(service, FakeRouterSettings if service == "router" else FakeSettings, build)
