@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import pytest
 import torch
@@ -100,6 +101,12 @@ class Stepped:
         )
         clocks = {} if clock is None else {"clock": clock}
         self.engine = Engine(settings, model, self.events.extend, **clocks)
+
+    def expecting_short_answers(self) -> Self:
+        """Those before were short: more is let in than there will be memory for."""
+        for _ in range(20):
+            self.engine.scheduler.lengths.ended(1)
+        return self
 
     def handle(self, *commands: Command) -> None:
         for command in commands:

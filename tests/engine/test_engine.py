@@ -88,7 +88,8 @@ def test_same_tokens_alone_and_in_a_batch_whatever_the_chunks(
 def test_same_tokens_after_preemptions(
     loaded: LoadedModel, alone_tokens: dict[float, list[list[int]]], sampling: dict[str, object], block_tokens: int
 ) -> None:
-    stepped = Stepped(loaded, capacity_tokens=128, block_tokens=block_tokens, step_tokens=48).run(*batch(sampling))
+    stepped = Stepped(loaded, capacity_tokens=128, block_tokens=block_tokens, step_tokens=48)
+    stepped.expecting_short_answers().run(*batch(sampling))
     assert stepped.preempted >= 3
     assert sum(stepped.outputs(f"r{i}")[-1].preemptions for i in range(8)) == stepped.preempted
     assert [stepped.tokens(f"r{i}") for i in range(8)] == alone_tokens[sampling["temperature"]]  # type: ignore[index]
@@ -274,7 +275,7 @@ def test_a_preempted_receiver_goes_on_exactly(loaded: LoadedModel) -> None:
     prompt = a_prompt(40)
     expected = alone(loaded, a_submit("r", prompt, max_tokens=40))
     prefill = Stepped(loaded).run(a_submit("p", prompt, Role.PREFILL))
-    stepped = Stepped(loaded, capacity_tokens=128, block_tokens=4)
+    stepped = Stepped(loaded, capacity_tokens=128, block_tokens=4).expecting_short_answers()
     stepped.handle(a_submit("first", a_prompt(40, 1), max_tokens=60))
     stepped.handle(a_submit("d", prompt, Role.RECEIVE, max_tokens=40))
     stepped.step()
@@ -740,4 +741,18 @@ def test_a_failing_step_fails_who_was_in_it_and_the_engine_goes_on(
         assert "out of memory" in stepped.failure(name).message
     stepped.run()
     assert stepped.tokens("r2") == alone(loaded, a_submit("r2", a_prompt(20, 2)))
+    stepped.check_empty()
+
+
+def test_after_cancelled_long_prompts_a_short_one_is_next(loaded: LoadedModel) -> None:
+    """Whether they had begun, held a slot, or waited: what they would have computed is not waited for."""
+    stepped = Stepped(loaded, num_slots=4, step_tokens=32)
+    long = [a_submit(f"long-{i}", a_prompt(200, i), Role.PREFILL) for i in range(10)]
+    stepped.handle(*long)
+    stepped.step(3)
+    stepped.handle(*(Release(submit.request_id) for submit in long), a_submit("short", a_prompt(8), max_tokens=4))
+    stepped.step()
+    assert len(stepped.tokens("short")) == 1
+    stepped.run()
+    assert all(not stepped.outputs(submit.request_id) for submit in long)
     stepped.check_empty()

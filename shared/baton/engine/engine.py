@@ -206,6 +206,7 @@ class Engine:
         """The last token, generated elsewhere, may have ended it."""
         if (reason := request.finish_reason(self.longest)) is not None:
             output = events.output(request, [], reason)
+            self.scheduler.completed(request)
             self._free(request)
             self._emit([output])
 
@@ -280,6 +281,7 @@ class Engine:
         if request.role is Role.PREFILL:
             request.state = State.HELD
         elif reason is not None:
+            self.scheduler.completed(request)
             self._free(request)
         return output
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from baton.engine.growth import AnswerLengths, Growth, peak_blocks
 from baton.engine.messages import Role
 from baton.engine.prefix import PrefixIndex
 from baton.engine.request import Request, State
@@ -70,6 +71,9 @@ class Scheduler:
         limits: what there is to spend.
         num_slots: slots of the pool.
         prefixes: what slots may keep for later requests; None: nothing.
+
+    Attributes:
+        lengths: of answers so far: what is expected of others.
     """
 
     def __init__(self, limits: Limits, num_slots: int, prefixes: PrefixIndex | None = None) -> None:
@@ -77,6 +81,7 @@ class Scheduler:
         self.slots = Slots(num_slots, limits.capacity_blocks, prefixes)
         self.waiting: list[Request] = []
         self.holding: list[Request] = []  # RESERVED, RUNNING and HELD, in order of admission
+        self.lengths = AnswerLengths()
 
     def has_work(self, now_ns: int) -> bool:
         """Whether a step would compute or admit something."""
@@ -111,6 +116,17 @@ class Scheduler:
         plan.decode_requests = sum(work.decodes for work in plan.work)
         plan.prefill_tokens = sum(work.count for work in plan.work if not work.decodes)
         return plan
+
+    def completed(self, request: Request) -> None:
+        """An answer came to its own end: others may be expected to get as long."""
+        self.lengths.ended(request.num_generated)
+
+    def expected_growth(self, request: Request) -> int:
+        """Tokens that a request is expected to grow by beyond the next one, for which it has room."""
+        if request.role is Role.PREFILL:
+            return 0
+        generated = request.num_generated
+        return max(0, self.lengths.expected(generated, request.sampling.max_tokens) - generated - 1)
 
     def free(self, request: Request) -> None:
         """Take everything back from a request, whatever its state. Idempotent."""
@@ -178,7 +194,18 @@ class Scheduler:
         return self.limits.blocks(len(request.tokens) + 1)
 
     def _fits(self, request: Request) -> bool:
-        return self.slots.fits(self._needed(request))
+        """Whether there is memory for it now, and will be for it and all that hold some until they end.
+
+        One that is alone is let in with what it needs now: nobody else will make room.
+        """
+        needed = self._needed(request)
+        if not self.slots.fits(needed):
+            return False
+        growing = [
+            Growth(needed, self.expected_growth(request)),
+            *(Growth(r.blocks, self.expected_growth(r)) for r in self.holding),
+        ]
+        return len(growing) == 1 or peak_blocks(growing, self.limits.block_tokens) <= self.limits.capacity_blocks
 
     def _urgency(self, now_ns: int) -> Callable[[Request], tuple[int, int]]:
         """Sort key, most urgent first: priority, raised while it waits, then order of arrival."""
