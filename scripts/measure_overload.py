@@ -6,9 +6,9 @@
 `overload`: goodput (answers whose first token came within the SLO, per second) at rising rates, then at three times the
 rate at which it peaked, then at 0.7 of that rate: how long until all is as before. Every request has a deadline.
 
-`deadlines`: so many streams run; beside them, requests whose deadlines pass at any moment. How long after the deadline
-the status came, beside how late this process' own event loop was: a status cannot be seen sooner than that. Afterwards
-nothing may be left at the workers.
+`deadlines`: so many streams run, from another process; beside them, requests whose deadlines pass at any moment. How
+long after the deadline the status came, and how late this process' own event loop was: a status cannot be seen sooner
+than that. Afterwards nothing may be left at the workers. (`streams` is that other process.)
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import argparse
 import asyncio
 import itertools
 import random
+import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 import grpc
@@ -40,22 +41,25 @@ class Mesh:
     """A router and its workers."""
 
     def __init__(
-        self, stub: inference_pb2_grpc.InferenceAsyncStub, workers: Sequence[str], options: argparse.Namespace
+        self,
+        target: str,
+        stub: inference_pb2_grpc.InferenceAsyncStub,
+        workers: Sequence[str],
+        options: argparse.Namespace,
     ) -> None:
+        self.target = target
         self.stub = stub
         self._workers = workers
         self._options = options
         self._seed = itertools.count(1)
 
-    def jobs(self, seed: int) -> itertools.chain[Job]:
+    def jobs(self, seed: int) -> Iterator[Job]:
         """Endless, and never the same twice."""
         chance = random.Random(seed)
 
-        def one() -> Job:
-            prompt = [chance.randint(16, 400) for _ in range(chance.randint(8, self._options.prompt))]
-            return Job(prompt, chance.randint(8, self._options.answer), next(self._seed))
-
-        return itertools.chain.from_iterable([one()] for _ in itertools.count())
+        while True:
+            prompt = tuple(chance.randint(16, 400) for _ in range(chance.randint(8, self._options.prompt)))
+            yield Job(prompt, chance.randint(8, self._options.answer), next(self._seed))
 
     async def load(self, load: Load, timeout: float) -> Run:
         """Make these requests."""
@@ -90,7 +94,8 @@ async def a_mesh(options: argparse.Namespace) -> AsyncIterator[Mesh]:
     try:
         addresses = await stack.start()
         async with grpc.aio.insecure_channel(addresses.router) as channel:
-            yield Mesh(inference_pb2_grpc.InferenceStub(channel), [*addresses.decode, *addresses.prefill], options)
+            workers = [service.admin for service in addresses.services if service.service in ("decode", "prefill")]
+            yield Mesh(addresses.router, inference_pb2_grpc.InferenceStub(channel), workers, options)
     finally:
         await stack.stop()
 
@@ -146,6 +151,13 @@ async def _phase(mesh: Mesh, name: str, rate: float, seconds: float, options: ar
     return good / seconds
 
 
+async def streams(options: argparse.Namespace) -> None:
+    """Nothing but load on a running mesh."""
+    async with grpc.aio.insecure_channel(options.target) as channel:
+        mesh = Mesh(options.target, inference_pb2_grpc.InferenceStub(channel), [], options)
+        await mesh.load(Load(concurrency=options.streams, duration=options.seconds), 120)
+
+
 async def deadlines(options: argparse.Namespace) -> None:
     """Streams, and requests that end by their deadlines."""
     async with a_mesh(options) as mesh:
@@ -153,19 +165,21 @@ async def deadlines(options: argparse.Namespace) -> None:
         late: list[float] = []
         partial = 0
         beating = asyncio.create_task(heartbeat(lags))
-        background = asyncio.create_task(
-            mesh.load(Load(concurrency=options.streams, duration=options.seconds, warmup=5), 120)
-        )
+        background = await asyncio.create_subprocess_exec(
+            sys.executable, __file__, "streams", "--target", mesh.target,
+            *(f"--{name}={getattr(options, name)}" for name in ("seconds", "streams", "prompt", "answer")),
+        )  # fmt: skip
         chance = random.Random(1)
-        jobs = mesh.jobs(0)
-        await asyncio.sleep(1)
-        end = time.monotonic() + options.seconds - 2
+        await asyncio.sleep(4)
+        end = time.monotonic() + options.seconds - 5
 
         async def probe() -> None:
             nonlocal partial
             while time.monotonic() < end:
                 request = inference_pb2.StreamGenerateRequest(
-                    token_ids=sampling_pb2.TokenIds(ids=next(jobs).prompt),
+                    token_ids=sampling_pb2.TokenIds(
+                        ids=[chance.randint(16, 400) for _ in range(chance.randint(8, 160))]
+                    ),
                     sampling=sampling_pb2.SamplingParams(max_tokens=400, ignore_eos=True, temperature=1),
                 )
                 timeout = chance.uniform(0.3, 2.0)
@@ -180,14 +194,16 @@ async def deadlines(options: argparse.Namespace) -> None:
                         partial += tokens > 0
 
         await asyncio.gather(*(probe() for _ in range(4)))
-        await background
+        await background.wait()
         beating.cancel()
         print(f"{len(late)} deadlines passed beside {options.streams} streams, {partial} with tokens delivered")
         print(
-            f"status after the deadline: p50 {sorted(late)[len(late) // 2]:.1f} ms, p99 {p99(late):.1f} ms, max {max(late):.1f} ms"
+            f"status after the deadline: p50 {sorted(late)[len(late) // 2]:.1f} ms, p99 {p99(late):.1f} ms, "
+            f"max {max(late):.1f} ms"
         )
         print(
-            f"this process' event loop: late by {p99([lag / 1e6 for lag in lags]):.1f} ms p99, {max(lags) / 1e6:.1f} ms max"
+            f"this process' event loop: late by {p99([lag / 1e6 for lag in lags]):.1f} ms p99, "
+            f"{max(lags) / 1e6:.1f} ms max"
         )
         await asyncio.sleep(0.5)
         print(f"left at the workers: {await mesh.left()}")
@@ -196,7 +212,8 @@ async def deadlines(options: argparse.Namespace) -> None:
 def main() -> None:
     """Run a part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("overload", "deadlines"))
+    parser.add_argument("part", choices=("overload", "deadlines", "streams"))
+    parser.add_argument("--target", default="", help="of a running mesh, for `streams`")
     parser.add_argument("--seconds", type=float, default=20, help="of each phase")
     parser.add_argument("--overload-seconds", type=float, default=0, help="of the overload; 0: as the others")
     parser.add_argument("--slo", type=float, default=1.0, help="seconds to the first token")
@@ -207,7 +224,7 @@ def main() -> None:
     parser.add_argument("--answer", type=int, default=48, help="tokens of the longest answer")
     options = parser.parse_args()
     with asyncio.Runner(loop_factory=precise_loop) as runner:
-        runner.run(overload(options) if options.part == "overload" else deadlines(options))
+        runner.run({"overload": overload, "deadlines": deadlines, "streams": streams}[options.part](options))
 
 
 if __name__ == "__main__":

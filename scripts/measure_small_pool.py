@@ -1,9 +1,9 @@
 """What a KV pool that is too small costs: the engine in this process, closed loop, pools of several sizes.
 
-    .venv/bin/python scripts/measure_small_pool.py --seconds 6
+    .venv/bin/python scripts/measure_small_pool.py
 
-Every line is a pool; throughput is of finished answers' tokens, beside the pool in which everything fits. Steps, and what
-of them went into computing again what was preempted, say where the rest went.
+Every line is a pool; throughput is of finished answers' tokens, beside the pool in which everything fits. What was
+computed again after a preemption, and the batch, say where the rest went.
 """
 
 from __future__ import annotations

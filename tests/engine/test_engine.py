@@ -140,7 +140,8 @@ def test_a_resumed_request_goes_on_exactly(loaded: LoadedModel, sampling: dict[s
 def test_penalties_do_not_depend_on_the_way_there(loaded: LoadedModel, sampling: dict[str, object]) -> None:
     fields = {**sampling, "repetition_penalty": 1.3, "frequency_penalty": 0.2}
     expected = [alone(loaded, submit) for submit in batch(fields)]
-    stepped = Stepped(loaded, capacity_tokens=176, block_tokens=4, step_tokens=48).run(*batch(fields))
+    stepped = Stepped(loaded, capacity_tokens=176, block_tokens=4, step_tokens=48)
+    stepped.expecting_short_answers().run(*batch(fields))
     assert stepped.preempted > 0
     assert [stepped.tokens(f"r{i}") for i in range(8)] == expected
 
@@ -317,7 +318,7 @@ def test_release_in_any_state_gives_everything_back(loaded: LoadedModel, state: 
     fresh = stepped.engine.debug_state()
     length = 33 if state == "prompt but one" else 40
     if state == "preempted":
-        stepped.handle(a_submit("first", a_prompt(50), max_tokens=70))
+        stepped.expecting_short_answers().handle(a_submit("first", a_prompt(50), max_tokens=70))
     stepped.handle(a_submit("r", a_prompt(length), role, max_tokens=30))
     if state in ("in its prompt", "prompt but one"):
         stepped.step(2)

@@ -167,7 +167,7 @@ async def test_deadline_shrinks_on_the_way_and_ends_the_worker(router: Router, w
         await collect(router.stub.StreamGenerate(ask(100), timeout=0.3), got)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert len(got) > 3, "what was there by then was delivered"
-    await eventually(lambda: worker.live == 0, 0.2)
+    await eventually(lambda: worker.live == 0, 2)
 
 
 async def test_resume(router: Router, worker: ScriptedWorker) -> None:
