@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from baton.rpc import interceptor
 from baton.rpc.access import DECLARED, Who
 from baton.rpc.caller import Caller
 from baton.rpc.gate import OPEN, Gate
+from baton.rpc.health import Health
 from baton.rpc.mesh_token import MESH_HEADER
 from tests.security.serving import call, every_method, serving
 
@@ -108,3 +112,33 @@ async def test_refusals_say_why_and_nothing_of_what_was_sent() -> None:
             told = f"{caught.value.details()} {trailers}"
             for secret in (KEY, PEER, OPERATOR, hashlib.sha256(KEY.encode()).hexdigest()):
                 assert secret not in told
+
+
+async def test_streams_of_unknown_callers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interceptor, "MAX_UNKNOWN_STREAMS", 3)
+    server = grpc.aio.server(interceptors=[interceptor.RimInterceptor(gate=STRICT)])
+    health = Health(asyncio.Event())
+    await health.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch  # type: ignore[no-untyped-call]
+        open_ones = [watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
+        for one in open_ones:
+            await one.read()
+        assert await watch(health_pb2.HealthCheckRequest()).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await call(channel, "/grpc.health.v1.Health/Check") != "RESOURCE_EXHAUSTED", "probes still pass"
+        open_ones[0].cancel()
+        async with asyncio.timeout(10):
+            while not await _opens(watch(health_pb2.HealthCheckRequest())):  # noqa: ASYNC110 the server notices
+                await asyncio.sleep(0.01)
+    await server.stop(0)
+
+
+async def _opens(watching: grpc.aio.UnaryStreamCall) -> bool:
+    try:
+        await watching.read()
+    except grpc.aio.AioRpcError:
+        return False
+    return True

@@ -6,11 +6,14 @@ import asyncio
 import sys
 from pathlib import Path
 
+import jwt
 import pytest
+from typer.testing import CliRunner
 
+from baton.cli.main import app
 from baton.cli.throwaway_ca import ThrowawayCa
 from baton.rpc.access import Who
-from baton.rpc.api_keys import digest_of
+from baton.rpc.api_keys import digest_of, parse_keys
 from baton.rpc.cannot_start import CannotStart
 from baton.rpc.errors import PermissionDenied, Unauthenticated
 from baton.rpc.mesh_token import MESH_HEADER
@@ -94,6 +97,41 @@ def test_a_mesh_token_is_for_workers_not_for_a_routers_clients(tmp_path: Path) -
     for wrong in ((), shown):
         with pytest.raises(Unauthenticated):
             admin.examine(TOP, wrong)
+
+
+def test_keys_and_tokens_side_by_side(tmp_path: Path) -> None:
+    keys, secret = tmp_path / "keys", tmp_path / "secret"
+    keys.write_text(f"acme = {digest_of('a.key.of-three-parts')}\n")
+    secret.write_text("s" * 32)
+    given = {"jwt_key_file": secret, "jwt_algorithm": "HS256", "jwt_issuer": "us", "jwt_audience": "baton"}
+    gate = built(RouterSettings, listen=EVERYWHERE, api_keys=keys, **given).gate
+    token = jwt.encode({"iss": "us", "aud": "baton", "exp": 2**33, "tenant": "globex", "sub": "ann"}, "s" * 32)
+    for credential, caller in (("a.key.of-three-parts", "acme"), (token, "globex")):
+        for scheme in ("Bearer", "bearer"):
+            assert gate.examine(CHAT, (("authorization", f"{scheme} {credential}"),)).caller.tenant == caller
+    with pytest.raises(Unauthenticated):
+        gate.examine(CHAT, (("authorization", f"Bearer {token[:-2]}"),))
+    secret.write_text("too short")
+    with pytest.raises(CannotStart, match="--jwt-key-file: HS256 needs a secret of at least 32 bytes"):
+        built(RouterSettings, **given)
+
+
+async def test_baton_up_takes_no_password_as_a_flag() -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "baton.cli", "up", "--redis-url", "redis://:hunter2@127.0.0.1",
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 2
+    assert "BATON_REDIS_URL" in output.decode()
+    assert "hunter2" not in output.decode()
+
+
+def test_a_new_key_and_its_line_go_together() -> None:
+    made = CliRunner().invoke(app, ["new-key", "acme"])
+    assert made.exit_code == 0
+    assert parse_keys(made.stderr) == {digest_of(made.stdout.strip()): "acme"}
+    assert CliRunner().invoke(app, ["new-key", "a/b"]).exit_code == 2
 
 
 def test_by_default_a_port_is_for_its_own_kind() -> None:

@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 
 def up(
+    context: typer.Context,
     prefill: Annotated[int, typer.Option(min=0, max=64, help="Prefill workers; 0: decode computes prompts.")] = 1,
     decode: Annotated[int, typer.Option(min=1, max=64, help="Decode workers.")] = 1,
     model: Annotated[
@@ -80,6 +81,9 @@ def up(
     Ctrl-C stops everything and leaves nothing behind; a second Ctrl-C does not wait. Exit code 0 after a stop, 1 when a
     service failed.
     """
+    source = context.get_parameter_source("redis_url")
+    if "@" in redis_url and source is not None and source.name == "COMMANDLINE":
+        console.fail("--redis-url: anyone on this machine can read flags; give it as BATON_REDIS_URL", code=2)
     try:
         extra = parse_settings(settings or [])
         directory = model or bundled_model()

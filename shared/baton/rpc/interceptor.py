@@ -6,23 +6,27 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from baton.rpc.access import Who
 from baton.rpc.caller import ANONYMOUS, Caller, calling_as
 from baton.rpc.drain import Drain
-from baton.rpc.errors import BatonError, InvalidArgument, PermissionDenied, Unauthenticated, to_status
+from baton.rpc.errors import BatonError, InvalidArgument, Overloaded, PermissionDenied, Unauthenticated, to_status
 from baton.rpc.gate import OPEN, Gate, Identity
 from baton.rpc.metrics import REFUSED
 from baton.rpc.request_id import HEADER, usable
 from baton.telemetry.tracing import ServerSpan, server_span
 
 log = logging.getLogger(__name__)
+
+MAX_UNKNOWN_STREAMS: Final = 1024
+"""Streams of health and reflection at once on one port."""
 
 _INTERNAL = "internal error; the server's log has the details under this request id"
 
@@ -58,6 +62,7 @@ class RimInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def __init__(self, drain: Drain | None = None, gate: Gate = OPEN) -> None:
         self._drain = drain or Drain()
         self._gate = gate
+        self._unknown = Unknown()
 
     async def intercept_service(
         self,
@@ -67,7 +72,7 @@ class RimInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         handler = await continuation(handler_call_details)
         if handler is None:
             return handler
-        rim = _Rim(self._drain, self._gate, handler_call_details.method)
+        rim = _Rim(self._drain, self._gate, self._unknown, handler_call_details.method)
         try:
             identity = self._gate.examine(rim.method, handler_call_details.invocation_metadata or ())
         except BatonError as refusal:
@@ -124,18 +129,43 @@ def _refusing(
     return grpc.stream_stream_rpc_method_handler(rim.stream(refuse_stream, None))
 
 
+class Unknown:
+    """Bounds the streams of those whom nobody knows, of health and reflection: they may last for ever, and cost nothing
+    to open.
+    """
+
+    def __init__(self) -> None:
+        self._streams = 0
+
+    @contextmanager
+    def holding(self, identity: Identity | None) -> Iterator[None]:
+        """Count a stream for the length of the block. Raises Overloaded when there are too many."""
+        if identity is None or Who.ANYONE not in identity.who:
+            yield
+            return
+        if self._streams >= MAX_UNKNOWN_STREAMS:
+            raise Overloaded(f"{self._streams} streams of unknown callers are open")
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+
+
 class _Rim:
     """Wraps the handlers of one method.
 
     Args:
         drain: of the process.
         gate: asks for the certificate.
+        unknown: bounds the streams of callers without credentials.
         method: full name.
     """
 
-    def __init__(self, drain: Drain, gate: Gate, method: str) -> None:
+    def __init__(self, drain: Drain, gate: Gate, unknown: Unknown, method: str) -> None:
         self._drain = drain
         self._gate = gate
+        self._unknown = unknown
         self.method = method
 
     def unary(self, behavior: Any, identity: Identity | None) -> Any:
@@ -158,7 +188,7 @@ class _Rim:
         async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             with server_span(self.method, context.invocation_metadata()) as span:
                 try:
-                    with calling_as(self._caller(identity, context)):
+                    with self._unknown.holding(identity), calling_as(self._caller(identity, context)):
                         async with self._drain.serving(self.method), aclosing(behavior(request, context)) as responses:
                             async for response in responses:
                                 await context.write(response)

@@ -69,6 +69,8 @@ def assemble(settings: SecuritySettings, listen: str, metrics_listen: str) -> Se
         tenant_of=_named_by_certificate if certified and not asks and settings.serves is Who.CLIENT else None,
     )
     _check_reach(settings, listen, metrics_listen, asks=asks or certified)
+    if asks and settings.tls_cert is None and not is_loopback(listen):
+        log.warning("%s: no TLS: whoever can listen on the network reads the credentials that come here", listen)
     return Security(
         gate=gate,
         admin_gate=Gate(anonymous=Who.OPERATOR if operators is None else Who.NOBODY, peers=peers, operators=operators),
