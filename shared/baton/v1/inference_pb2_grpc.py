@@ -28,7 +28,7 @@ if _version_not_supported:
 class InferenceStub:
     """Inference answers prompts with a language model. Errors carry google.rpc details: BadRequest with field paths, RetryInfo,
     and ErrorInfo with domain "baton" and a stable reason: INVALID_ARGUMENT, MODEL_NOT_FOUND, NOT_FOUND, FAILED_PRECONDITION,
-    FINGERPRINT_MISMATCH, OVERLOADED, DEADLINE_UNREACHABLE, QUOTA_EXCEEDED, SLOW_READER, UNAVAILABLE, WORKER_LOST,
+    FINGERPRINT_MISMATCH, POISON_REQUEST, OVERLOADED, DEADLINE_UNREACHABLE, QUOTA_EXCEEDED, SLOW_READER, UNAVAILABLE, WORKER_LOST,
     DEADLINE_EXCEEDED, INTERNAL.
 
     Messages may have 16 MiB; a prompt and its answer fit in the context that GetModel tells.
@@ -88,7 +88,7 @@ class InferenceStub:
 class InferenceServicer:
     """Inference answers prompts with a language model. Errors carry google.rpc details: BadRequest with field paths, RetryInfo,
     and ErrorInfo with domain "baton" and a stable reason: INVALID_ARGUMENT, MODEL_NOT_FOUND, NOT_FOUND, FAILED_PRECONDITION,
-    FINGERPRINT_MISMATCH, OVERLOADED, DEADLINE_UNREACHABLE, QUOTA_EXCEEDED, SLOW_READER, UNAVAILABLE, WORKER_LOST,
+    FINGERPRINT_MISMATCH, POISON_REQUEST, OVERLOADED, DEADLINE_UNREACHABLE, QUOTA_EXCEEDED, SLOW_READER, UNAVAILABLE, WORKER_LOST,
     DEADLINE_EXCEEDED, INTERNAL.
 
     Messages may have 16 MiB; a prompt and its answer fit in the context that GetModel tells.
@@ -207,7 +207,7 @@ def add_InferenceServicer_to_server(servicer, server):
 class Inference:
     """Inference answers prompts with a language model. Errors carry google.rpc details: BadRequest with field paths, RetryInfo,
     and ErrorInfo with domain "baton" and a stable reason: INVALID_ARGUMENT, MODEL_NOT_FOUND, NOT_FOUND, FAILED_PRECONDITION,
-    FINGERPRINT_MISMATCH, OVERLOADED, DEADLINE_UNREACHABLE, QUOTA_EXCEEDED, SLOW_READER, UNAVAILABLE, WORKER_LOST,
+    FINGERPRINT_MISMATCH, POISON_REQUEST, OVERLOADED, DEADLINE_UNREACHABLE, QUOTA_EXCEEDED, SLOW_READER, UNAVAILABLE, WORKER_LOST,
     DEADLINE_EXCEEDED, INTERNAL.
 
     Messages may have 16 MiB; a prompt and its answer fit in the context that GetModel tells.

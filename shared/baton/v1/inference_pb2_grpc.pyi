@@ -29,7 +29,7 @@ GRPC_VERSION: str
 class InferenceStub:
     """Inference answers prompts with a language model. Errors carry google.rpc details: BadRequest with field paths, RetryInfo,
     and ErrorInfo with domain "baton" and a stable reason: INVALID_ARGUMENT, MODEL_NOT_FOUND, NOT_FOUND, FAILED_PRECONDITION,
-    FINGERPRINT_MISMATCH, OVERLOADED, DEADLINE_UNREACHABLE, QUOTA_EXCEEDED, SLOW_READER, UNAVAILABLE, WORKER_LOST,
+    FINGERPRINT_MISMATCH, POISON_REQUEST, OVERLOADED, DEADLINE_UNREACHABLE, QUOTA_EXCEEDED, SLOW_READER, UNAVAILABLE, WORKER_LOST,
     DEADLINE_EXCEEDED, INTERNAL.
 
     Messages may have 16 MiB; a prompt and its answer fit in the context that GetModel tells.
@@ -63,7 +63,7 @@ class InferenceStub:
 class InferenceAsyncStub(InferenceStub):
     """Inference answers prompts with a language model. Errors carry google.rpc details: BadRequest with field paths, RetryInfo,
     and ErrorInfo with domain "baton" and a stable reason: INVALID_ARGUMENT, MODEL_NOT_FOUND, NOT_FOUND, FAILED_PRECONDITION,
-    FINGERPRINT_MISMATCH, OVERLOADED, DEADLINE_UNREACHABLE, QUOTA_EXCEEDED, SLOW_READER, UNAVAILABLE, WORKER_LOST,
+    FINGERPRINT_MISMATCH, POISON_REQUEST, OVERLOADED, DEADLINE_UNREACHABLE, QUOTA_EXCEEDED, SLOW_READER, UNAVAILABLE, WORKER_LOST,
     DEADLINE_EXCEEDED, INTERNAL.
 
     Messages may have 16 MiB; a prompt and its answer fit in the context that GetModel tells.
@@ -93,7 +93,7 @@ class InferenceAsyncStub(InferenceStub):
 class InferenceServicer(metaclass=_abc_1.ABCMeta):
     """Inference answers prompts with a language model. Errors carry google.rpc details: BadRequest with field paths, RetryInfo,
     and ErrorInfo with domain "baton" and a stable reason: INVALID_ARGUMENT, MODEL_NOT_FOUND, NOT_FOUND, FAILED_PRECONDITION,
-    FINGERPRINT_MISMATCH, OVERLOADED, DEADLINE_UNREACHABLE, QUOTA_EXCEEDED, SLOW_READER, UNAVAILABLE, WORKER_LOST,
+    FINGERPRINT_MISMATCH, POISON_REQUEST, OVERLOADED, DEADLINE_UNREACHABLE, QUOTA_EXCEEDED, SLOW_READER, UNAVAILABLE, WORKER_LOST,
     DEADLINE_EXCEEDED, INTERNAL.
 
     Messages may have 16 MiB; a prompt and its answer fit in the context that GetModel tells.
