@@ -26,7 +26,7 @@ ENTRY = Keys(b"").digests(cache_key()).name
 async def run(cache: Cache, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`baton cache`, asking this cache."""
     command = [sys.executable, "-m", "baton.cli", "cache", *arguments]
-    environment = os.environ | {"BATON_CACHE_TARGET": cache.address, "COLUMNS": "200"}
+    environment = os.environ | {"BATON_CACHE_ADMIN_TARGET": cache.address, "COLUMNS": "200"}
     return await asyncio.to_thread(
         subprocess.run, command, capture_output=True, text=True, timeout=60, env=environment, stdin=subprocess.DEVNULL
     )
