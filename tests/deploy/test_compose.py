@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import baton
+from baton.rpc.cannot_start import CannotStart
+from baton.rpc.security import assemble, is_loopback
 from baton.rpc.settings import ServiceSettings
 from baton_cache.settings import CacheSettings
 from baton_decode.settings import DecodeSettings
@@ -120,6 +122,17 @@ def test_starts_a_service_with_settings_it_has(name: str, monkeypatch: pytest.Mo
     assert {variable for variable in BATON[name]["environment"] if variable.startswith("BATON_")} <= known
     assert settings.listen == "0.0.0.0:50051"
     assert settings.metrics_listen == "0.0.0.0:9464"
+
+
+@each_of_baton
+def test_says_that_nobody_is_asked_and_hides_operators(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(name, monkeypatch)
+    assert is_loopback(settings.admin_listen)
+    assert assemble(settings, settings.listen, settings.metrics_listen).gate.anonymous is settings.serves
+    assert {port.rpartition(":")[2] for port in BATON[name].get("ports", [])} <= {"50051"}
+    for flag in ("allow_unauthenticated", "allow_unauthenticated_metrics"):
+        with pytest.raises(CannotStart, match="whoever reaches"):
+            assemble(settings.model_copy(update={flag: False}), settings.listen, settings.metrics_listen)
 
 
 @each_of_baton

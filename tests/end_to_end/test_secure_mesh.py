@@ -85,7 +85,10 @@ async def test_a_mesh_with_everything_switched_on(
     monkeypatch.setenv("BATON_ADMIN_TOKEN", OPERATOR)
     monkeypatch.setenv("BATON_SALT_SECRET", SALT)
     monkeypatch.setenv("BATON_LOG_LEVEL", "DEBUG")
-    flags = ("--tls", "--set", f"router.api-keys={keys}", "--prefill-placement", "remote", "--log-dir", str(logs))
+    flags = (
+        "--tls", "--set", f"router.api-keys={keys}", "--log-dir", str(logs),
+        "--prefill-placement", "remote", "--set", "decode.transport=grpc",
+    )  # fmt: skip
     async with running_up(tmp_path, small_model, *flags) as up:
         ca, router = up.ready["ca"], up.ready["router"]
         admins = {service["name"]: service["admin"] for service in up.ready["services"]}
