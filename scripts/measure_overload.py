@@ -2,6 +2,7 @@
 
     .venv/bin/python scripts/measure_overload.py overload --seconds 20
     .venv/bin/python scripts/measure_overload.py deadlines --seconds 20
+    .venv/bin/python scripts/measure_overload.py cancelled
 
 `overload`: goodput (answers whose first token came within the SLO, per second) at rising rates, then at three times the
 rate at which it peaked, then at 0.7 of that rate: how long until all is as before. Every request has a deadline.
@@ -9,6 +10,9 @@ rate at which it peaked, then at 0.7 of that rate: how long until all is as befo
 `deadlines`: so many streams run, from another process; beside them, requests whose deadlines pass at any moment. How
 long after the deadline the status came, and how late this process' own event loop was: a status cannot be seen sooner
 than that. Afterwards nothing may be left at the workers. (`streams` is that other process.)
+
+`cancelled`: ten long prompts are asked and cancelled, and then a short one: how much later than on an idle mesh its
+first token comes, beside what one chunk of a long prompt takes.
 """
 
 from __future__ import annotations
@@ -79,15 +83,15 @@ class Mesh:
 
 @asynccontextmanager
 async def a_mesh(options: argparse.Namespace) -> AsyncIterator[Mesh]:
-    """Started for the length of the block."""
-    flags = ("--max-queue-seconds", f"{options.slo:g}", "--max-in-flight", "4096")
+    """Started for the length of the block. Who waited longer than most of the SLO would not meet it."""
+    flags = ("--max-queue-seconds", f"{0.7 * options.slo:g}", "--max-in-flight", "4096")
     plan = Plan(
         bundled_model(),
         prefill=1,
         decode=1,
         listen="127.0.0.1:0",
         redis_url="",
-        engine={"num-slots": str(options.slots)},
+        engine={"num-slots": str(options.slots), "step-tokens": str(options.step_tokens)},
         extra={"router": flags},
     )
     stack = Stack(plan, None, 180.0, lambda process, line: None)
@@ -151,6 +155,50 @@ async def _phase(mesh: Mesh, name: str, rate: float, seconds: float, options: ar
     return good / seconds
 
 
+async def cancelled(options: argparse.Namespace) -> None:
+    """Short requests after cancelled long ones."""
+    async with a_mesh(options) as mesh:
+        chance = random.Random(1)
+
+        def request(tokens: int) -> inference_pb2.StreamGenerateRequest:
+            return inference_pb2.StreamGenerateRequest(
+                token_ids=sampling_pb2.TokenIds(ids=[chance.randint(16, 400) for _ in range(tokens)]),
+                sampling=sampling_pb2.SamplingParams(max_tokens=4, ignore_eos=True, temperature=1),
+            )
+
+        async def first_token() -> float:
+            began = time.monotonic()
+            async for message in mesh.stub.StreamGenerate(request(16), timeout=60):
+                if message.chunk.token_ids:
+                    return (time.monotonic() - began) * 1e3
+            raise AssertionError("no token")
+
+        for _ in range(20):
+            await first_token()
+        idle, after, whole = [], [], []
+        for _ in range(options.rounds):
+            idle.append(await first_token())
+            began = time.monotonic()
+            [message async for message in mesh.stub.StreamGenerate(request(1500), timeout=60)]
+            whole.append((time.monotonic() - began) * 1e3)
+            calls = [mesh.stub.StreamGenerate(request(1500), timeout=60) for _ in range(10)]
+            await asyncio.sleep(chance.uniform(0.05, 0.1))
+            for call in calls:
+                call.cancel()
+            after.append(await first_token())
+            await asyncio.sleep(0.1)
+        middle = [sorted(values)[len(values) // 2] for values in (idle, after, whole)]
+        print(
+            f"first token of a short request: {middle[0]:.1f} ms on an idle mesh (p50 of {len(idle)}; "
+            f"p99 {p99(idle):.1f})"
+        )
+        print(f"after ten cancelled long ones: {middle[1]:.1f} ms p50, {p99(after):.1f} ms p99")
+        print(
+            f"one long one alone: {middle[2]:.1f} ms, in chunks of {options.step_tokens} tokens: "
+            f"about {middle[2] / -(-1500 // options.step_tokens):.1f} ms each"
+        )
+
+
 async def streams(options: argparse.Namespace) -> None:
     """Nothing but load on a running mesh."""
     async with grpc.aio.insecure_channel(options.target) as channel:
@@ -212,7 +260,7 @@ async def deadlines(options: argparse.Namespace) -> None:
 def main() -> None:
     """Run a part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("overload", "deadlines", "streams"))
+    parser.add_argument("part", choices=("overload", "deadlines", "cancelled", "streams"))
     parser.add_argument("--target", default="", help="of a running mesh, for `streams`")
     parser.add_argument("--seconds", type=float, default=20, help="of each phase")
     parser.add_argument("--overload-seconds", type=float, default=0, help="of the overload; 0: as the others")
@@ -222,9 +270,15 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=32, help="beside the deadlines")
     parser.add_argument("--prompt", type=int, default=160, help="tokens of the longest prompt")
     parser.add_argument("--answer", type=int, default=48, help="tokens of the longest answer")
+    parser.add_argument("--rounds", type=int, default=20, help="of cancelled prompts")
+    parser.add_argument("--step-tokens", type=int, default=256, help="of a chunk")
     options = parser.parse_args()
     with asyncio.Runner(loop_factory=precise_loop) as runner:
-        runner.run({"overload": overload, "deadlines": deadlines, "streams": streams}[options.part](options))
+        runner.run(
+            {"overload": overload, "deadlines": deadlines, "cancelled": cancelled, "streams": streams}[options.part](
+                options
+            )
+        )
 
 
 if __name__ == "__main__":
