@@ -34,6 +34,20 @@ def test_auto_is_held_against_the_better_of_both(auto: float, missed: bool) -> N
         assert rows[-1].value.median == 50
 
 
+def test_percentiles_are_of_all_rounds_together() -> None:
+    result = Seen()
+    rounds = [[10.0] * 19 + [50.0], [10.0] * 19 + [20.0]]
+    for mode in MODES:
+        result.ttft_ms[mode] = rounds if mode == "auto" else [[10.0] * 20] * 2
+        result.remote[mode] = [0.0, 0.0]
+    auto, *_ = figures({Point(32, 0, 1): result})
+    assert (auto.value.median, auto.value.low, auto.value.high) == (10.0, 10.0, 10.0)
+    result.ttft_ms["auto"] = [[10.0] * 18 + [50.0, 50.0], rounds[1]]
+    auto, *_ = figures({Point(32, 0, 1): result})
+    assert (auto.value.median, auto.value.low, auto.value.high) == (20.0, 10.0, 50.0)
+    assert auto.missed
+
+
 def test_percentiles_are_values_that_were_seen() -> None:
     assert percentile(range(1, 101), 0.95) == 95
     assert percentile([3.0], 0.95) == 3.0
