@@ -77,7 +77,7 @@ def watched(flag: str, files: TlsFiles) -> Reloaded[Pems]:
 
 
 def server_credentials(pems: Reloaded[Pems]) -> grpc.ServerCredentials:
-    """Credentials of a server; each handshake has the certificate of its time.
+    """Credentials of one port of a server; each handshake has the certificate of its time.
 
     Where the files have a CA, callers must show a certificate that it signed.
     """
