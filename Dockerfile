@@ -29,7 +29,7 @@ RUN /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist .
 # --- what it needs, in layers that a change of the source leaves alone
 
 FROM build AS core-needs
-RUN python requirements.py >core.txt && $PIP install -c constraints.txt -r core.txt
+RUN python requirements.py >core.txt && python requirements.py jwt >>core.txt && $PIP install -c constraints.txt -r core.txt
 
 FROM core-needs AS worker-needs
 # The extra of pyproject.toml that the workers get: engine, or gpu.

@@ -20,7 +20,6 @@ from baton.internal.v1 import (
     response_cache_pb2,
     worker_pb2,
 )
-from baton.rpc.access import DECLARED
 from baton.rpc.caller import current_caller
 from baton.rpc.channel import SERVER_OPTIONS
 from baton.rpc.gate import Gate
@@ -120,8 +119,3 @@ async def call(channel: grpc.aio.Channel, name: str, metadata: tuple[tuple[str, 
     except grpc.aio.AioRpcError as error:
         return error.code().name
     return f"OK {answer.decode()}".strip()
-
-
-def kind(name: str) -> str:
-    """Whom a method is for, as the table has it."""
-    return DECLARED[name].name or "several"
