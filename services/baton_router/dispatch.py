@@ -14,6 +14,7 @@ from prometheus_client import Counter
 from baton.internal.v1 import decode_pb2
 from baton.worker.digests import BlockDigests
 from baton_router.placement import Candidate, Choice, Policy, Prompt, Reason, Strategy, order_prefill, pick_decode
+from baton_router.rents import Rents
 from baton_router.worker import Worker
 
 PLACEMENTS = Counter(
@@ -130,6 +131,7 @@ class Dispatcher:
         self._workers = workers
         self._rng = rng
         self._clock = clock
+        self._rents = Rents()
 
     def place(self, ask: Ask, avoid: Collection[str] = ()) -> Placed | None:
         """Where a request goes; None: no decode worker can take it.
@@ -144,7 +146,7 @@ class Dispatcher:
             return None
         prompt = Prompt(len(ask.token_ids), ask.expected_answer, chains.beginning())
         prefill = self._seen("prefill", ask, chains)
-        ordered = order_prefill(prompt, [candidate for _, candidate in prefill.values()], self._policy, self._rng)
+        ordered = self._order([candidate for _, candidate in prefill.values()], prompt, chains)
         remote = ordered[0].seconds if ordered else None
         here = pick_decode(prompt, [candidate for _, candidate in decode.values()], self._policy, self._rng, remote)
         there = [(prefill[choice.candidate.target][0], choice) for choice in ordered]
@@ -154,6 +156,20 @@ class Dispatcher:
             PLACEMENTS.labels("prefill", there[0][1].reason).inc()
         EXPECTED_TOKENS.inc(placed.expected_cached)
         return placed
+
+    def _order(self, candidates: Sequence[Candidate], prompt: Prompt, chains: Chains) -> Sequence[Choice]:
+        """Prefill workers in their order; what is waited for a prefix is remembered."""
+        now = self._clock()
+        blocks = max((candidate.cached_tokens for candidate in candidates), default=0) // BLOCK_TOKENS
+        chain = chains.of(BLOCK_TOKENS)
+        prefix = chain[min(blocks, len(chain)) - 1] if blocks and chain else 0
+        paid = self._rents.paid(prefix, now) if prefix else 0.0
+        order = order_prefill(prompt, candidates, self._policy, self._rng, paid)
+        if prefix and order.choices[0].reason is Reason.COPY:
+            self._rents.settle(prefix)
+        elif prefix and order.rent:
+            self._rents.pay(prefix, order.rent, now)
+        return order.choices
 
     def _seen(
         self, tier: str, ask: Ask, chains: Chains, avoid: Collection[str] = ()

@@ -17,7 +17,7 @@ import enum
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import xxhash
@@ -48,6 +48,7 @@ class Reason(enum.StrEnum):
     PREFIX = "prefix"  # it has more of the prompt than any other
     LOAD = "load"  # it is done first, or has most room
     HASH = "hash"  # the prompt's beginning chose it
+    COPY = "copy"  # the holder of a prefix that is asked for often is busy: another one gets it, too
     SPILL = "spill"  # another one has more of the prompt, or was chosen by its beginning, but is too busy
 
 
@@ -64,6 +65,7 @@ class Policy:
     strategy: Strategy = Strategy.PREFIX
     slack_seconds: float = 0.002
     bound: float = 1.25
+    copy_price: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,19 @@ class Choice:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Workers in the order they should be tried.
+
+    Attributes:
+        choices: the best first.
+        rent: seconds that the first one's queue costs more than that of a worker which has less of the prompt.
+    """
+
+    choices: Sequence[Choice]
+    rent: float = 0.0
+
+
 @dataclass(slots=True)
 class _Rated:
     """A candidate, and what it would take."""
@@ -155,14 +170,21 @@ def answers_of(fingerprint: str, workers: Iterable[Candidate]) -> str:
     return fingerprint if kinds <= {UNQUANTIZED} else "+".join((fingerprint, *sorted(kinds)))
 
 
-def order_prefill(prompt: Prompt, candidates: Sequence[Candidate], policy: Policy, rng: random.Random) -> list[Choice]:
+def order_prefill(
+    prompt: Prompt, candidates: Sequence[Candidate], policy: Policy, rng: random.Random, paid: float = 0.0
+) -> Order:
     """The prefill workers that may compute a prompt, MAX_PREFILL_CANDIDATES at most, the best first.
+
+    Waiting for the worker that has a prefix is rent, computing it at another one is the price of a copy. When requests
+    have paid as much rent for a prefix as a copy costs, the next one gets it a copy: so all of them together wait at
+    most about twice as long as if they had known how often it would be asked for (ski rental, Karlin et al. 1988).
 
     Args:
         prompt: to be computed.
         candidates: that may get it.
         policy: how to choose.
         rng: for ties.
+        paid: rent for the prefix that the candidates have most of, seconds.
     """
     rated = _rate(prompt, candidates, policy, rng)
     if policy.strategy is Strategy.HASH:
@@ -170,7 +192,18 @@ def order_prefill(prompt: Prompt, candidates: Sequence[Candidate], policy: Polic
     else:
         ordered = sorted(rated, key=lambda one: (one.seconds, one.rank))
         _favour_beginning(ordered, policy)
-    return [Choice(one.candidate, _reason(one, rated, policy), one.seconds) for one in ordered[:MAX_PREFILL_CANDIDATES]]
+    choices = [Choice(one.candidate, _reason(one, rated, policy), one.seconds) for one in ordered]
+    rent = 0.0
+    if choices and choices[0].reason is Reason.PREFIX:
+        holder = ordered[0]
+        others = [i for i, one in enumerate(ordered) if one.candidate.cached_tokens < holder.candidate.cached_tokens]
+        if others:
+            rent = max(0.0, holder.queue - ordered[others[0]].queue)
+            price = policy.copy_price * (ordered[others[0]].compute - holder.compute)
+            if rent and paid + rent >= price:
+                copy = choices.pop(others[0])
+                choices.insert(0, replace(copy, reason=Reason.COPY))
+    return Order(choices[:MAX_PREFILL_CANDIDATES], rent)
 
 
 def pick_decode(
