@@ -65,7 +65,6 @@ class Policy:
     strategy: Strategy = Strategy.PREFIX
     slack_seconds: float = 0.002
     bound: float = 1.25
-    copy_price: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +198,7 @@ def order_prefill(
         others = [i for i, one in enumerate(ordered) if one.candidate.cached_tokens < holder.candidate.cached_tokens]
         if others:
             rent = max(0.0, holder.queue - ordered[others[0]].queue)
-            price = policy.copy_price * (ordered[others[0]].compute - holder.compute)
-            if rent and paid + rent >= price:
+            if rent and paid + rent >= ordered[others[0]].compute - holder.compute:
                 copy = choices.pop(others[0])
                 choices.insert(0, replace(copy, reason=Reason.COPY))
     return Order(choices[:MAX_PREFILL_CANDIDATES], rent)

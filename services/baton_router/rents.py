@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import Final
 
@@ -19,7 +20,7 @@ class Rents:
     def paid(self, prefix: int, now: float) -> float:
         """For a prefix, as far as it still counts."""
         seconds, when = self._paid.get(prefix, (0.0, now))
-        return seconds * 0.5 ** ((now - when) / _HALF_SECONDS)
+        return seconds * math.pow(0.5, (now - when) / _HALF_SECONDS)
 
     def pay(self, prefix: int, seconds: float, now: float) -> None:
         """A request waits for it."""

@@ -1,5 +1,5 @@
-"""Prefill workers behind a router on a clock that only counts. What places is the router's own code, and its view of the
-workers is as old as a real one's; the workers take the time their cost says and keep prefixes as the engine's slots do.
+"""Prefill workers behind a router on a clock that only counts. What places is the router's own code, and its view of
+the workers is as old as a real one's; workers take the time their cost says and keep prefixes as the engine's slots do.
 """
 
 from __future__ import annotations
@@ -196,10 +196,7 @@ def run(scene: Scene, policy: Policy, seed: int = 0, routers: int = 1) -> Outcom
     engines = [Engine(clock, scene, number) for number in range(scene.workers)]
     decode = Worker("d:1", "m", _roomy(), 0.0)
     # Each router has a ledger of its own: with several, only the workers' words tell of the others.
-    tiers = [
-        [engine.seen if routers == 1 else _copy(engine) for engine in engines]
-        for _ in range(routers)
-    ]
+    tiers = [[engine.seen if routers == 1 else _copy(engine) for engine in engines] for _ in range(routers)]
     dispatchers = [
         Dispatcher(
             policy,
@@ -295,7 +292,7 @@ SCENES: dict[str, Scene] = {
     "unique prompts": Scene(prefixes=0, kept=16, load=0.7, prefix_tokens=800, tail_tokens=100),
     "bursts": Scene(prefixes=64, kept=16, load=0.6, burst=16),
     "unique bursts": Scene(prefixes=0, kept=16, load=0.5, burst=16, prefix_tokens=800, tail_tokens=100),
-    "idle": Scene(prefixes=16, kept=16, load=0.1, requests=600),
+    "idle": Scene(prefixes=16, kept=16, load=0.1, requests=400),
     "short prompts": Scene(prefixes=64, kept=16, load=0.7, prefix_tokens=48, tail_tokens=16),
 }
 

@@ -22,6 +22,7 @@ from baton_router.placement import (
     pick_decode,
     prevailing_fingerprint,
 )
+from baton_router.rents import Rents
 from baton_router.targets import check_target
 
 COST = StepCost(0.01, 0.0002, 0.005, 0.0001, 0.0, 512)
@@ -80,7 +81,7 @@ def test_some_are_chosen_and_the_best_first(
 ) -> None:
     prompt, rng = Prompt(tokens, 16, beginning), random.Random(0)
     policy = replace(FLAT, strategy=strategy)
-    ordered = order_prefill(prompt, workers, policy, rng)
+    ordered = order_prefill(prompt, workers, policy, rng).choices
     assert len(ordered) == min(len(workers), MAX_PREFILL_CANDIDATES)
     assert len({id(choice.candidate) for choice in ordered}) == len(ordered)
     assert (ordered and ordered[0].reason is Reason.ONLY) == (len(workers) == 1) or not ordered
@@ -101,12 +102,36 @@ def test_a_prefix_is_worth_a_queue_but_not_any_queue() -> None:
         a_worker(2, cached_tokens=1600, queued_tokens=800),
         a_worker(3, cached_tokens=1600),
     )
-    assert order_prefill(prompt, [free, queued], FLAT, random.Random(0))[0].candidate is queued
+    assert order_prefill(prompt, [free, queued], FLAT, random.Random(0)).choices[0].candidate is queued
     buried = replace(busy, queued_tokens=4000)
-    first, second = order_prefill(prompt, [free, buried], FLAT, random.Random(0))
+    first, second = order_prefill(prompt, [free, buried], FLAT, random.Random(0)).choices
     assert (first.candidate, first.reason, second.candidate) == (free, Reason.SPILL, buried)
-    by_load = order_prefill(prompt, [free, queued], Policy(Strategy.LOAD), random.Random(0))
+    by_load = order_prefill(prompt, [free, queued], Policy(Strategy.LOAD), random.Random(0)).choices
     assert (by_load[0].candidate, by_load[0].reason) == (free, Reason.LOAD)
+
+
+def test_a_prefix_that_many_wait_for_gets_a_copy() -> None:
+    prompt = Prompt(2000)
+    free, holder = a_worker(1), a_worker(2, cached_tokens=1984, queued_tokens=500)
+    order = order_prefill(prompt, [free, holder], FLAT, random.Random(0))
+    assert (order.choices[0].candidate, order.choices[0].reason) == (holder, Reason.PREFIX)
+    assert order.rent == pytest.approx(COST.prefill(500))
+    price = COST.prefill(2000) - COST.prefill(16, 1984)
+    paid, turns = 0.0, 0
+    rents = Rents()
+    while (order := order_prefill(prompt, [free, holder], FLAT, random.Random(0), paid)).choices[0].candidate is holder:
+        rents.pay(7, order.rent, now=turns)
+        paid = rents.paid(7, now=turns)
+        turns += 1
+    assert order.choices[0].reason is Reason.COPY
+    assert order.choices[1].candidate is holder
+    assert turns == int(price / order.rent)
+    idle = order_prefill(prompt, [free, replace(holder, queued_tokens=0)], FLAT, random.Random(0), paid=99.0)
+    assert (idle.choices[0].reason, idle.rent) == (Reason.PREFIX, 0.0), "nobody waits"
+    rents.pay(8, 1.0, now=100.0)
+    assert rents.paid(8, now=130.0) == pytest.approx(0.5)
+    rents.settle(8)
+    assert rents.paid(8, now=130.0) == 0.0
 
 
 def test_equal_beginnings_meet_and_others_spread() -> None:
@@ -114,9 +139,9 @@ def test_equal_beginnings_meet_and_others_spread() -> None:
     for policy in (Policy(), Policy(Strategy.HASH)):
         firsts = {
             beginning: {
-                order_prefill(Prompt(100, beginning=beginning), workers, policy, random.Random(seed))[
-                    0
-                ].candidate.target
+                order_prefill(Prompt(100, beginning=beginning), workers, policy, random.Random(seed))
+                .choices[0]
+                .candidate.target
                 for seed in range(3)
             }
             for beginning in range(1, 200)
@@ -131,7 +156,7 @@ def test_by_hash_a_busy_worker_is_passed_by_and_nobody_else_moves() -> None:
 
     def owners(of: list[Candidate]) -> dict[int, str]:
         return {
-            b: order_prefill(Prompt(64, beginning=b), of, policy, random.Random(0))[0].candidate.target
+            b: order_prefill(Prompt(64, beginning=b), of, policy, random.Random(0)).choices[0].candidate.target
             for b in range(1, 300)
         }
 
@@ -175,7 +200,7 @@ def test_ties_are_broken_by_chance() -> None:
 def test_what_is_measured_of_equal_workers_does_not_decide() -> None:
     workers = [a_worker(i, cost=replace(COST, seconds_per_token=0.0001 * (1 + i / 50))) for i in range(4)]
     rng = random.Random(1)
-    firsts = {order_prefill(Prompt(2000), workers, FLAT, rng)[0].candidate.target for _ in range(100)}
+    firsts = {order_prefill(Prompt(2000), workers, FLAT, rng).choices[0].candidate.target for _ in range(100)}
     assert len(firsts) == 4
 
 

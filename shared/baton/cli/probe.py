@@ -12,12 +12,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from baton.cli import connection
 from baton.cli.mesh import Mesh, Process
 from baton.client import BatonRpcError, ModelInfo
-from baton.internal.v1 import worker_pb2, worker_pb2_grpc
+from baton.internal.v1 import observe_pb2, observe_pb2_grpc, worker_pb2, worker_pb2_grpc
 from baton.rpc.metadata_channel import MetadataChannel
 
 _TIMEOUT: Final = 3.0
 """Seconds a service gets to answer."""
 _WORKERS: Final = ("prefill", "decode")
+TIERS: Final = {worker_pb2.WORKER_ROLE_PREFILL: "prefill", worker_pb2.WORKER_ROLE_DECODE: "decode"}
 _UNREACHABLE: Final = "unreachable"
 
 
@@ -42,11 +43,18 @@ class MeshState:
     models: list[ModelInfo] = field(default_factory=list)
     services: list[ServiceState] = field(default_factory=list)
     """The known services, the router first; empty when no ready file tells where they are."""
+    view: observe_pb2.WatchMeshResponse | None = None
+    """The workers as the router sees them; None when its operators' port is not known, or does not answer."""
 
     @property
     def serving(self) -> bool:
         """Whether the router serves."""
         return self.router.health == "serving"
+
+    def workers(self, model: str, tier: str) -> int:
+        """Workers of a model that the router uses."""
+        seen = self.view.workers if self.view is not None else ()
+        return sum(worker.model == model and TIERS.get(worker.state.role) == tier for worker in seen)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -62,8 +70,13 @@ class MeshState:
                     "dtype": model.dtype,
                     "chat": model.chat,
                     "fingerprint": model.fingerprint,
+                    "workers": None if self.view is None else {t: self.workers(model.name, t) for t in TIERS.values()},
                 }
                 for model in self.models
+            ],
+            "unused_workers": [
+                {"target": unused.target, "reason": unused.reason, "message": unused.message}
+                for unused in (self.view.unused if self.view is not None else ())
             ],
             "services": [_service_json(state) for state in self.services or [self.router]],
         }
@@ -74,13 +87,14 @@ async def probe(target: str, mesh: Mesh | None) -> MeshState:
     async with asyncio.TaskGroup() as group:
         router = group.create_task(_router(target))
         models = group.create_task(_models(target))
+        seeing = group.create_task(_view(mesh))
         others = [
             group.create_task(_service(process))
             for process in (mesh.services if mesh else ())
             if process.service != "router"
         ]
     services = [router.result(), *(other.result() for other in others)] if mesh else []
-    return MeshState(target, router.result(), models.result(), services)
+    return MeshState(target, router.result(), models.result(), services, seeing.result())
 
 
 async def _router(target: str) -> ServiceState:
@@ -121,6 +135,25 @@ async def _load(channel: grpc.aio.Channel) -> worker_pb2.WatchResponse | None:
     return None
 
 
+async def _view(mesh: Mesh | None) -> observe_pb2.WatchMeshResponse | None:
+    """The workers as the router of a mesh sees them."""
+    router = next((process for process in mesh.services if process.service == "router"), None) if mesh else None
+    if router is None or not router.admin:
+        return None
+    metadata = connection.chosen().admin_metadata
+    async with grpc.aio.insecure_channel(router.admin) as bare:
+        stub = observe_pb2_grpc.ObserveStub(MetadataChannel(bare, lambda: metadata))
+        call = stub.WatchMesh(observe_pb2.WatchMeshRequest(), timeout=_TIMEOUT)
+        try:
+            async for state in call:
+                return state
+        except grpc.aio.AioRpcError:
+            return None
+        finally:
+            call.cancel()
+    return None
+
+
 async def _models(target: str) -> list[ModelInfo]:
     async with connection.async_client(target, _TIMEOUT) as client:
         try:
@@ -141,6 +174,8 @@ def _service_json(state: ServiceState) -> dict[str, Any]:
             "steps": state.load.load.steps,
             "draining": state.load.draining,
             "version": state.load.version,
+            "protocol": state.load.protocol,
+            "model": state.load.model.name,
             "incarnation": state.load.incarnation,
         }
     return values

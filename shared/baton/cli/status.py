@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from baton.cli import console, mesh
-from baton.cli.probe import MeshState, ServiceState, probe
+from baton.cli.probe import TIERS, MeshState, ServiceState, probe
 from baton.cli.waterfall import bar
 from baton.client.failover import split_targets
 
@@ -59,11 +59,14 @@ def _show(state: MeshState) -> None:
     if state.services:
         console.out.print()
         console.out.print(_services(state.services))
+    for unused in state.view.unused if state.view is not None else ():
+        console.out.print()
+        console.out.print(f"[yellow]not used[/]: worker [bold]{escape(unused.target)}[/]: {escape(unused.message)}")
 
 
 def _models(state: MeshState) -> Table:
     table = _table("model", "ready", "dtype", "chat")
-    for title in ("context", "vocabulary"):
+    for title in ("context", "vocabulary", *(TIERS.values() if state.view is not None else ())):
         table.add_column(title, justify="right")
     for model in state.models:
         table.add_row(
@@ -73,6 +76,7 @@ def _models(state: MeshState) -> Table:
             "yes" if model.chat else "no",
             f"{model.max_context:,}",
             f"{model.vocab_size:,}",
+            *(str(state.workers(model.name, tier)) for tier in TIERS.values() if state.view is not None),
         )
     return table
 

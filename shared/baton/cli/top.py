@@ -76,6 +76,8 @@ def to_json(state: observe_pb2.WatchMeshResponse) -> dict[str, Any]:
             {
                 "target": worker.target,
                 "tier": _TIERS.get(worker.state.role, ""),
+                "model": worker.model,
+                "prefix_blocks": worker.prefix_blocks,
                 "in_flight": worker.in_flight,
                 "running": worker.state.load.running,
                 "waiting": worker.state.load.waiting,
@@ -85,6 +87,9 @@ def to_json(state: observe_pb2.WatchMeshResponse) -> dict[str, Any]:
                 "draining": worker.state.draining,
             }
             for worker in state.workers
+        ],
+        "unused_workers": [
+            {"target": unused.target, "reason": unused.reason, "message": unused.message} for unused in state.unused
         ],
     }
 
@@ -128,10 +133,14 @@ def _workers(state: observe_pb2.WatchMeshResponse) -> Table:
         gauge = Text(bar(share, _GAUGE_CELLS).ljust(_GAUGE_CELLS, "░"), style="green" if share < 0.9 else "yellow")
         gauge.append(f" {share:4.0%}", style="default")
         tier = Text(_TIERS.get(worker.state.role, "?"), style="dim")
+        if len({seen.model for seen in state.workers}) > 1:
+            tier.append(f" {worker.model}")
         if worker.state.draining:
             tier.append(" draining", style="yellow")
         batch = f"{load.running} of {capacity.slots}"
         table.add_row(worker.target, tier, str(load.waiting), batch, gauge, str(worker.in_flight))
+    for unused in state.unused:
+        table.add_row(unused.target, Text(f"not used: {unused.reason}", style="yellow"), "", "", "", "")
     if not state.workers:
         table.add_row(Text("none in view", style="yellow"), "", "", "", "", "")
     return table
