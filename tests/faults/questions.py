@@ -72,6 +72,27 @@ def _drawn(rng: random.Random, lengths: Lengths, vocab_size: int) -> Question:
     return Question(0, prompt, sampling)
 
 
+def doubts(logits: torch.Tensor, rows: Sequence[SampleRow], tokens: Sequence[int]) -> set[int]:
+    """Seeds of the rows whose token hangs on rounding.
+
+    Args:
+        logits: [R, V] float32.
+        rows: R of them.
+        tokens: R, as sampled.
+    """
+    found: set[int] = set()
+    best = logits.topk(2, dim=1).values
+    for row, (first, second) in zip(rows, best.tolist(), strict=True):
+        if row.sampling.temperature == 0 and not row.sampling.presence_penalty and first - second < 2 * _BEAR:
+            found.add(row.sampling.seed)
+    for _ in range(_NUDGES):
+        nudged = logits + (torch.rand_like(logits) * 2 - 1) * _NUDGE
+        for row, token, other in zip(rows, tokens, sample(nudged, rows), strict=True):
+            if token != other:
+                found.add(row.sampling.seed)
+    return found
+
+
 def _answered(loaded: object, drawn: Sequence[Question]) -> list[Question]:
     """Those of the questions whose answers are sure, with them."""
     events: list[Event] = []
@@ -80,15 +101,7 @@ def _answered(loaded: object, drawn: Sequence[Question]) -> list[Question]:
 
     def watched(logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[int]:
         tokens = sample(logits, rows)
-        best = logits.topk(2, dim=1).values
-        for row, (first, second) in zip(rows, best.tolist(), strict=True):
-            if row.sampling.temperature == 0 and not row.sampling.presence_penalty and first - second < 2 * _BEAR:
-                doubtful.add(row.sampling.seed)
-        for _ in range(_NUDGES):
-            nudged = logits + (torch.rand_like(logits) * 2 - 1) * _NUDGE
-            for row, token, other in zip(rows, tokens, sample(nudged, rows), strict=True):
-                if token != other:
-                    doubtful.add(row.sampling.seed)
+        doubtful.update(doubts(logits, rows, tokens))
         return tokens
 
     with mock.patch.object(engine_module, "sample", watched):
