@@ -19,6 +19,7 @@ import psutil
 from baton.verify.proxy import Link, Proxy
 from tests.cache.redis_lab import Server, running
 from tests.faults.checker import Held, leaks
+from tests.faults.owners import has_open, inode_of
 from tests.fixtures.mesh import Mesh, Service
 
 CLIENT: Final = "client"
@@ -195,13 +196,13 @@ class Bed:
         return await asyncio.to_thread(self._owner, sources, port)
 
     def _owner(self, sources: tuple[str, ...], port: int) -> str:
-        inode = _inode(port)
+        inode = inode_of(port)
         for name in sources:
             pid = self._families[name][0].pid if name in self._families else None
-            if pid is not None and _has(pid, inode):
+            if pid is not None and has_open(pid, inode):
                 return name
         for pid, name in self._starting.items():
-            if _has(pid, inode):
+            if has_open(pid, inode):
                 return name
         return UNKNOWN
 
@@ -282,30 +283,6 @@ class Bed:
             return self._who(name, port)
 
         self.proxies[name] = await stack.enter_async_context(Proxy.to(connect, who))
-
-
-def _inode(port: int) -> str:
-    """Of the socket of this host that is bound to a port and connected; empty: none is."""
-    for table in ("/proc/net/tcp6", "/proc/net/tcp"):
-        for line in Path(table).read_text().splitlines()[1:]:
-            fields = line.split()
-            if int(fields[1].rpartition(":")[2], 16) == port and fields[9] != "0":
-                return fields[9]
-    return ""
-
-
-def _has(pid: int, inode: str) -> bool:
-    """Whether a process has a socket open."""
-    wanted = f"socket:[{inode}]"
-    try:
-        descriptors = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return False
-    for descriptor in descriptors:
-        with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/{pid}/fd/{descriptor}") == wanted:
-                return True
-    return False
 
 
 def _lives(process: psutil.Process) -> bool:

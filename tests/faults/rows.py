@@ -1,6 +1,6 @@
-"""The rows of the fault matrix as scenarios: SHORT for the test command, FULL for scripts/faults.py.
+"""The rows of the fault matrix in full, for scripts/faults.py.
 
-Full rows that share a topology share a mesh, one after the other; what a fault killed is started again between them.
+Rows that share a topology share a mesh, one after the other; what a fault killed is started again between them.
 """
 
 from __future__ import annotations
@@ -16,102 +16,22 @@ from tests.faults.scenario import At, Scenario
 
 # Where a prompt goes depends on its length alone, not on how fast this machine is just now.
 _THRESHOLD: Final = ("--prefill-placement", "threshold")
-_PLAIN: Final = (("prefill", ("--step-tokens", "64")), ("decode", _THRESHOLD))
-_GRPC: Final = (*_PLAIN, ("decode", ("--transport", "grpc")))
-
-# ------------------------------------------------------------------------------------------------- short
-
-SHORT_LENGTHS: Final = Lengths(prompt=(4, 160), answer=(4, 48), long_prompts=0.12, long_prompt=(700, 1000))
-SHORT_TOPOLOGY: Final = Topology(
-    routers=2,
-    cache=True,
-    flags=(
-        *_PLAIN,
-        ("decode-0", ("--transport", "grpc")),  # the other one takes shared memory
-        # Too little for what it gets: it preempts and computes again.
-        ("decode-1", ("--num-slots", "10", "--slot-tokens", "1088", "--kv-tokens", "1088")),
-        ("router", ("--max-unsent-tokens", "64")),
-    ),
-)
-_SOME: Final = Load(streams=12, requests=70, resumes=True)
-
-
-def _short(row: str, title: str, *timeline: At, load: Load = _SOME, checks: tuple = (), **rest: object) -> Scenario:
-    checks = (figures.failed(), *checks)
-    return Scenario(row, title, SHORT_TOPOLOGY, load, SHORT_LENGTHS, timeline, checks, **rest)  # type: ignore[arg-type]
-
-
-SHORT: Final = (
-    _short("F18", "a KV pool too small", load=Load(24, 90), checks=(figures.remote(),)),
-    _short("F1", "kill -9 a prefill worker", At(0.2, Kill("prefill-0"))),
-    _short("F2", "kill -9 a decode worker", At(0.2, Kill("decode-0")), checks=(figures.moved(),)),
-    _short("F4", "kill -9 a router", At(0.2, Kill("router-0"))),
-    _short(
-        "F5",
-        "kill -9 the cache, then Redis",
-        At(0.2, Kill("cache")),
-        At(0.6, KillRedis(0.5)),
-        load=Load(12, 70, cached=True, resumes=True),
-    ),
-    _short("F6", "freeze a decode worker", At(0.2, Freeze("decode-0", 4.0))),
-    _short("F7", "hold a prefill worker's event loop", At(0.2, Hang("prefill-1", 4.0))),
-    _short("F8", "partition decode from prefill", At(0.2, Partition("decode-0", "prefill-0", "backward", 4.0))),
-    _short(
-        "F11",
-        "reset and corrupt handoffs",
-        At(0.1, Flip("decode-0", "prefill-0", 4)),
-        At(0.1, Flip("decode-0", "prefill-1", 4)),
-        At(0.5, Reset("decode-0", "prefill-0", 3, 0.2)),
-        checks=(figures.flips(),),
-    ),
-    _short(
-        "F13",
-        "clients that read slowly or never",
-        load=Load(12, 50, slow=0.1, slow_seconds=0.2, silent=0.1, silent_seconds=1.0),
-        allowed=("OK", "RESOURCE_EXHAUSTED"),
-    ),
-    _short(
-        "F14",
-        "cancels at any moment",
-        load=Load(12, 250, cancels=0.8, cancel_within=0.4),
-        checks=(figures.cancelled(25),),
-    ),
-    _short(
-        "F15",
-        "deadlines that pass at any moment",
-        load=Load(12, 150, hurried=0.8),
-        checks=(figures.code("hurried", "DEADLINE_EXCEEDED", 0.1),),
-    ),
-    _short(
-        "F19",
-        "rolling restart",
-        At(0.0, Roll(("prefill-0", "decode-0", "router-0", "cache"), 0.1)),
-        load=Load(8, seconds=2.0, resumes=True),
-    ),
-    _short(
-        "F23",
-        "cancelled long prompts, then a short one",
-        load=Load(),
-        epilogue=epilogues.short_after_cancelled(judged=False),
-    ),
-)
-"""In an order in which each finds what it needs. None of them judges a time: machines that run tests are busy."""
-
-# -------------------------------------------------------------------------------------------------- full
+PLAIN: Final = (("prefill", ("--step-tokens", "64")), ("decode", _THRESHOLD))
+_GRPC: Final = (*PLAIN, ("decode", ("--transport", "grpc")))
 
 _LENGTHS: Final = Lengths(prompt=(4, 160), answer=(4, 64), long_prompts=0.1, long_prompt=(600, 1200))
 _800: Final = Load(streams=64, requests=800)
 _MINUTE: Final = Load(streams=64, seconds=60.0)
-_TWO: Final = Topology(flags=_PLAIN)
-_TWO_ROUTERS: Final = Topology(routers=2, flags=_PLAIN)
-_ONE: Final = Topology(prefill=1, decode=1, flags=_PLAIN)
+_TWO: Final = Topology(flags=PLAIN)
+_TWO_ROUTERS: Final = Topology(routers=2, flags=PLAIN)
+_ONE: Final = Topology(prefill=1, decode=1, flags=PLAIN)
 _LINKS: Final = Topology(routers=1, flags=_GRPC)
-_CACHED: Final = Topology(cache=True, flags=_PLAIN)
-_ALL: Final = Topology(routers=2, cache=True, flags=_PLAIN)
+_CACHED: Final = Topology(cache=True, flags=PLAIN)
+_ALL: Final = Topology(routers=2, cache=True, flags=PLAIN)
 _SLOTS: Final = ("--slot-tokens", "1280", "--num-slots", "32")
-_FITS: Final = Topology(decode=1, flags=(*_PLAIN, ("decode", _SLOTS)))
-_TIGHT: Final = Topology(decode=1, flags=(*_PLAIN, ("decode", (*_SLOTS, "--kv-tokens", "2560"))))
-_READERS: Final = Topology(flags=(*_PLAIN, ("router", ("--max-unsent-tokens", "64"))))
+_FITS: Final = Topology(decode=1, flags=(*PLAIN, ("decode", _SLOTS)))
+_TIGHT: Final = Topology(decode=1, flags=(*PLAIN, ("decode", (*_SLOTS, "--kv-tokens", "2560"))))
+_READERS: Final = Topology(flags=(*PLAIN, ("router", ("--max-unsent-tokens", "64"))))
 _AUTO: Final = Topology(
     prefill=1, decode=1, flags=(("prefill", ("--step-tokens", "64")), ("decode", ("--transport", "grpc")))
 )
@@ -135,7 +55,7 @@ def _noticed(row: str, victim: str, fault: str, action: object, limit: float, to
     )
 
 
-FULL: Final = (
+ROWS: Final = (
     Scenario(
         "F1",
         "kill -9 a prefill worker",
@@ -176,7 +96,7 @@ FULL: Final = (
     Scenario(
         "F3",
         "kill -9 the only decode worker, back inside the re-attach window",
-        Topology(prefill=1, decode=1, flags=(*_PLAIN, ("router", ("--reattach-seconds", "30")))),
+        Topology(prefill=1, decode=1, flags=(*PLAIN, ("router", ("--reattach-seconds", "30")))),
         Load(32, 300),
         _LENGTHS,
         (At(0.3, Kill("decode-0", 0.0)),),

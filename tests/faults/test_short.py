@@ -15,20 +15,20 @@ import pytest_asyncio
 from tests.faults.bed import Bed, running_bed
 from tests.faults.history import Question
 from tests.faults.questions import questions
-from tests.faults.rows import SHORT, SHORT_LENGTHS, SHORT_TOPOLOGY
 from tests.faults.scenario import Scenario, perform
+from tests.faults.short import LENGTHS, SHORT, TOPOLOGY
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")
 def book(fault_model: Path) -> tuple[Question, ...]:
-    return questions(fault_model, 40, SHORT_LENGTHS)
+    return questions(fault_model, 40, LENGTHS)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def bed(fault_model: Path) -> AsyncIterator[Bed]:
-    async with running_bed(fault_model, SHORT_TOPOLOGY) as running:
+    async with running_bed(fault_model, TOPOLOGY) as running:
         yield running
 
 
