@@ -58,6 +58,10 @@ def test_settings_become_flags_of_their_service() -> None:
         "decode": ("--max-waiting", "5", "--x", "a=b"),
         "cache": ("--y", ""),
     }
+    assert parse_settings(["decode.prefix_cache=false", "router.allow-unauthenticated=true"]) == {
+        "decode": ("--no-prefix-cache",),
+        "router": ("--allow-unauthenticated",),
+    }
 
 
 @pytest.mark.parametrize("setting", ["", "x", "decode=5", "decode.=5", "decode.x", "gateway.x=5"])

@@ -72,10 +72,13 @@ def _handler(method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
 
 @contextlib.asynccontextmanager
 async def serving(
-    gate: Gate, credentials: grpc.ServerCredentials | None = None, more: tuple[str, ...] = ()
+    gate: Gate,
+    credentials: grpc.ServerCredentials | None = None,
+    more: tuple[str, ...] = (),
+    options: list[tuple[str, int | str]] = SERVER_OPTIONS,
 ) -> AsyncIterator[str]:
     """A server with all of them, and unary ones that are declared nowhere; its port on localhost."""
-    server = grpc.aio.server(interceptors=[RimInterceptor(gate=gate)], options=SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=[RimInterceptor(gate=gate)], options=options)
     handlers: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
     for name, method in every_method().items():
         service, _, short = name[1:].partition("/")

@@ -15,7 +15,7 @@ from baton.client import AsyncClient, BatonRpcError, Client, Tls
 from baton.rpc.access import Who
 from baton.rpc.caller import Caller
 from baton.rpc.cannot_start import CannotStart
-from baton.rpc.channel import ChannelPool, mesh_channel
+from baton.rpc.channel import SERVER_OPTIONS, ChannelPool, mesh_channel
 from baton.rpc.dialer import Dialer
 from baton.rpc.gate import Gate
 from baton.rpc.mesh_token import MESH_HEADER
@@ -192,3 +192,15 @@ def test_what_is_no_certificate_is_said_at_the_start(ca: ThrowawayCa, tmp_path: 
         with pytest.raises(CannotStart, match="--tls-cert: ") as caught:
             watched("--tls-cert", files)
         assert "secret" not in str(caught.value)
+
+
+async def test_who_connects_and_says_nothing_is_cut_off(ca: ThrowawayCa) -> None:
+    option = "grpc.server_handshake_timeout_ms"
+    assert 0 < int(dict(SERVER_OPTIONS)[option]) <= 10_000
+    sooner = [(name, 300 if name == option else value) for name, value in SERVER_OPTIONS]
+    credentials = server_credentials(pems(ca.issue("server"), None))
+    async with serving(OPEN, credentials, options=sooner) as target:
+        host, _, port = target.partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()

@@ -89,7 +89,7 @@ class Plan:
 
 
 def parse_settings(settings: list[str]) -> dict[str, tuple[str, ...]]:
-    """`decode.max-waiting=5` and the like as flags by service.
+    """`decode.max-waiting=5` and the like as flags by service; `decode.prefix-cache=false` is `--no-prefix-cache`.
 
     Raises:
         BadSetting: not of that form, or no such service.
@@ -102,5 +102,7 @@ def parse_settings(settings: list[str]) -> dict[str, tuple[str, ...]]:
             raise BadSetting(f"{setting!r} is not SERVICE.FLAG=VALUE, for example decode.max-waiting=5")
         if service not in SERVICES:
             raise BadSetting(f"{setting!r}: no service {service!r}; there are {', '.join(SERVICES)}")
-        parsed[service] = (*parsed.get(service, ()), f"--{flag.replace('_', '-')}", value)
+        flag = flag.replace("_", "-")
+        switch = {"true": (f"--{flag}",), "false": (f"--no-{flag}",)}
+        parsed[service] = (*parsed.get(service, ()), *switch.get(value, (f"--{flag}", value)))
     return parsed

@@ -36,6 +36,8 @@ MAX_METADATA_BYTES: Final = 16 * 1024
 SERVER_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # By default whoever connects and says nothing keeps a descriptor for two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
     # gRPC's own limit is soft: above the first it refuses some calls at random, above the second all.
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
