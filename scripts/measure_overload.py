@@ -259,6 +259,7 @@ async def deadlines(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Run a part."""
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("overload", "deadlines", "cancelled", "streams"))
     parser.add_argument("--target", default="", help="of a running mesh, for `streams`")

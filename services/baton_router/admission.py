@@ -18,9 +18,10 @@ from baton.v1 import ledger_pb2
 from baton_router import admission_metrics as metrics
 from baton_router.account import Account
 from baton_router.capacity import Capacity
-from baton_router.model_queue import ModelQueue, QueuePolicy, State, Ticket
+from baton_router.model_queue import ModelQueue, QueuePolicy
 from baton_router.quotas import places_of
 from baton_router.tenants import Tenants
+from baton_router.ticket import State, Ticket
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +165,10 @@ class Place:
         self._queue = queue
         self._ticket = ticket
         self._now = now
+
+    def moved(self, incarnation: str) -> None:
+        """It goes to this decode worker now."""
+        self._queue.moved(self._ticket, incarnation)
 
     def came(self, tokens: int) -> None:
         """So many tokens more of its answer are here."""

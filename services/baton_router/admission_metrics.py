@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from baton_router.model_queue import Shed
+from baton_router.ticket import Shed
 
 QUEUE_REQUESTS = Gauge("baton_admission_queue_requests", "Requests that wait in the router for a place at the workers")
 QUEUE_TOKENS = Gauge("baton_admission_queue_tokens", "Tokens, of prompts and expected answers, that wait in the router")

@@ -19,12 +19,12 @@ from baton_router.admission import Admission, Place
 from baton_router.catalogue import Serving
 from baton_router.chunks import CachedChunk
 from baton_router.flight import Ending, Flight
-from baton_router.generation import Generation, Tier
+from baton_router.generation import Generation, Tier, ask_of
 from baton_router.join import CacheLost, Join
 from baton_router.metrics import CACHE_FAILURES
-from baton_router.model_queue import Ticket
 from baton_router.record import Record
 from baton_router.response_cache import ResponseCache, cacheable, may_share
+from baton_router.ticket import Ticket
 from baton_router.validate import ResolvedRequest
 
 MODE_ONLY = inference_pb2.CACHE_MODE_ONLY
@@ -185,12 +185,14 @@ class Answering:
 
     def _ticket(self, flight: Flight) -> Ticket:
         """The request, as those see it who give places."""
-        delivered = len(self._request.delivered) + len(flight.token_ids())
+        answer = [*self._request.delivered, *flight.token_ids()]
+        ask = ask_of(self._serving.fingerprint, self._request, answer)
         return Ticket(
             tenant=self._tenant,
             priority=self._request.priority,
-            prompt_tokens=len(self._request.prompt_ids) + delivered,
-            max_tokens=max(1, self._request.sampling.max_tokens - delivered),
+            prompt_tokens=len(ask.token_ids),
+            cached_tokens=self._means.tier.dispatcher.expected_cached(ask),
+            max_tokens=max(1, ask.answer_tokens),
             deadline=lambda: self._deadline(flight),
         )
 
@@ -209,6 +211,7 @@ class Answering:
                 self._serving,
                 deadline,
                 self._account,
+                place.moved,
             )
             try:
                 async with aclosing(generation.tokens()) as messages:

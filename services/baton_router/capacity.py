@@ -25,6 +25,7 @@ class WorkerReport:
     """Running and waiting there, of all routers."""
     waiting_prompt_tokens: int
     cost: StepCost | None
+    incarnation: str = ""
 
     @staticmethod
     def of(state: worker_pb2.WatchResponse) -> WorkerReport:
@@ -37,6 +38,7 @@ class WorkerReport:
             requests=load.running + load.waiting,
             waiting_prompt_tokens=load.waiting_prompt_tokens,
             cost=StepCost.from_proto(load.step_cost) if load.HasField("step_cost") else None,
+            incarnation=state.incarnation,
         )
 
 
@@ -52,6 +54,7 @@ class Capacity:
         prompt_workers: that compute prompts.
         waiting_prompt_tokens: there, as these last said.
         cost: of a step of one that computes prompts; None: not known.
+        incarnations: of the decode workers; empty: not known.
     """
 
     slots: int = 0
@@ -61,11 +64,11 @@ class Capacity:
     prompt_workers: int = 0
     waiting_prompt_tokens: int = 0
     cost: StepCost | None = None
+    incarnations: frozenset[str] = frozenset()
 
     @staticmethod
     def of(reports: Iterable[WorkerReport]) -> Capacity:
-        """Of those workers that take requests now. Prompts count as computed by the prefill tier, where there is
-        one."""
+        """Of those that take requests now. Prompts count as computed by the prefill tier, where there is one."""
         every = list(reports)
         decode = [report for report in every if report.role == worker_pb2.WORKER_ROLE_DECODE]
         prompts = [report for report in every if report.role == worker_pb2.WORKER_ROLE_PREFILL] or decode
@@ -77,6 +80,7 @@ class Capacity:
             prompt_workers=len(prompts),
             waiting_prompt_tokens=sum(report.waiting_prompt_tokens for report in prompts),
             cost=_typical([report.cost for report in prompts if report.cost is not None]),
+            incarnations=frozenset(report.incarnation for report in decode),
         )
 
     def prompt_seconds(self, tokens: float, others: float = 0.0) -> float | None:
@@ -98,13 +102,21 @@ class Held:
         requests: how many.
         tokens: KV they are expected to hold.
         unanswered: requests without a first token.
-        unanswered_tokens: of their prompts.
+        unanswered_tokens: of their prompts, to be computed.
     """
 
     requests: int = 0
     tokens: float = 0.0
     unanswered: int = 0
     unanswered_tokens: int = 0
+
+    def add(self, kv_tokens: float, unanswered_tokens: int | None) -> None:
+        """One request; None: it has its first token."""
+        self.requests += 1
+        self.tokens += kv_tokens
+        if unanswered_tokens is not None:
+            self.unanswered += 1
+            self.unanswered_tokens += unanswered_tokens
 
 
 def fits(
@@ -116,7 +128,7 @@ def fits(
         capacity: of the workers.
         held: what is there from here.
         others: requests there from elsewhere.
-        prompt_tokens: of the request.
+        prompt_tokens: of the request, to be computed.
         kv_tokens: it is expected to hold.
         prefill_ahead_seconds: prompts that take longer than this need not wait there; here they can still be put in
             order.

@@ -171,6 +171,13 @@ class Dispatcher:
             self._rents.pay(prefix, order.rent, now)
         return order.choices
 
+    def expected_cached(self, ask: Ask) -> int:
+        """Prompt tokens that some worker is expected to have computed already: less than all of them."""
+        chains = Chains(self._digests, ask)
+        seen = [*self._seen("decode", ask, chains).values(), *self._seen("prefill", ask, chains).values()]
+        most = max((candidate.cached_tokens for _, candidate in seen), default=0)
+        return min(most, max(0, len(ask.token_ids) - 1))
+
     def _seen(
         self, tier: str, ask: Ask, chains: Chains, avoid: Collection[str] = ()
     ) -> dict[str, tuple[Worker, Candidate]]:

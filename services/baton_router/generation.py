@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Final
@@ -47,6 +47,16 @@ class Tier:
     retries: RetryBudget
 
 
+def ask_of(fingerprint: str, request: ResolvedRequest, delivered: Sequence[int]) -> Ask:
+    """A request as it is placed, after the tokens of its answer that are there."""
+    return Ask(
+        fingerprint=fingerprint,
+        token_ids=[*request.prompt_ids, *delivered],
+        answer_tokens=request.sampling.max_tokens - len(delivered),
+        salt=request.prefix_salt if request.prefix_cache else None,
+    )
+
+
 class Generation:
     """Runs one request.
 
@@ -57,6 +67,7 @@ class Generation:
         serving: the model it was tokenized for.
         deadline: on the event loop's clock.
         account: where the time is booked.
+        moved: told the incarnation of each decode worker that it goes to.
 
     Attributes:
         finished: how it ended, once `tokens` is through.
@@ -72,7 +83,9 @@ class Generation:
         serving: Serving,
         deadline: float,
         account: Account,
+        moved: Callable[[str], None],
     ) -> None:
+        self._moved = moved
         self._tier = tier
         self._request_id = request_id
         self._request = request
@@ -101,6 +114,7 @@ class Generation:
         while not self._ended():
             placed = await self._place()
             worker = placed.decode
+            self._moved(worker.state.incarnation)
             attempt = Attempt(self._tier, placed, self._account)
             before = len(self._delivered)
             try:
@@ -145,12 +159,7 @@ class Generation:
         view = self._tier.view
         loop = asyncio.get_running_loop()
         end = min(loop.time() + self._tier.reattach_seconds, self._deadline)
-        ask = Ask(
-            fingerprint=self._serving.fingerprint,
-            token_ids=[*self._request.prompt_ids, *self._delivered],
-            answer_tokens=self._request.sampling.max_tokens - len(self._delivered),
-            salt=self._request.prefix_salt if self._request.prefix_cache else None,
-        )
+        ask = ask_of(self._serving.fingerprint, self._request, self._delivered)
         while True:
             placed = self._tier.dispatcher.place(ask, self._failed)
             placed = placed or self._tier.dispatcher.place(ask, self._failed - self._back())

@@ -8,16 +8,16 @@ be called twice.
 
 from __future__ import annotations
 
-import enum
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from baton.rpc.errors import BatonError, DeadlineUnreachable, Overloaded
 from baton_router.capacity import Capacity, Held, fits
-from baton_router.fair_queue import Bounds, Entry, FairQueue
+from baton_router.fair_queue import Bounds, FairQueue
 from baton_router.forecast import OutputLength, Pace, Ratio
+from baton_router.ticket import Shed, State, Ticket
 
 _SHORTEST_RETRY: Final = 0.1
 _LONGEST_RETRY: Final = 30.0
@@ -26,23 +26,6 @@ _REPORT_SECONDS: Final = 1.0
 _DOUBT: Final = 0.5
 """Of what is predicted for workers that have nothing else to do: only a request that is hopeless by half is refused
 there, since nothing but requests can tell that the prediction was wrong."""
-
-
-class State(enum.Enum):
-    """Where a request is in its life here."""
-
-    WAITING = enum.auto()
-    HELD = enum.auto()  # it has a place
-    REFUSED = enum.auto()
-    GONE = enum.auto()
-
-
-class Shed(enum.StrEnum):
-    """Why a request was refused."""
-
-    QUEUE_FULL = "queue_full"
-    QUEUE_TIME = "queue_time"
-    DEADLINE = "deadline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,33 +43,6 @@ class QueuePolicy:
     max_queue_seconds: float
     seconds_per_priority: float
     prefill_ahead_seconds: float
-
-
-@dataclass(eq=False, slots=True)
-class Ticket(Entry):
-    """A request in the queue, and later at the workers.
-
-    Attributes:
-        prompt_tokens: 1 or more.
-        max_tokens: of the answer that is still to come, 1 or more.
-        deadline: when the first token is worthless, seconds on the queue's clock; it may move.
-        error: why it was refused, to be raised.
-        shed: the same in a word.
-        queued: seconds it waited.
-    """
-
-    prompt_tokens: int = 1
-    max_tokens: int = 1
-    deadline: Callable[[], float] = field(default=lambda: float("inf"))
-    state: State = State.WAITING
-    error: BatonError | None = None
-    shed: Shed | None = None
-    queued: float = 0.0
-    kv_tokens: float = 0.0
-    predicted: float | None = None  # seconds from its place to its first token, before the learned ratio
-    taken_at: float = 0.0
-    generated: int = 0
-    answered: bool = False
 
 
 class ModelQueue:
@@ -110,7 +66,9 @@ class ModelQueue:
         self._weight_of = weight_of
         self._places_of = places_of
         self._queue = FairQueue(policy.seconds_per_priority)
-        self._held_by: Counter[str] = Counter()
+        self._holders: set[Ticket] = set()
+        self._held_by: Counter[str] = Counter()  # tenant
+        self._held_at: Counter[str] = Counter()  # incarnation
         self._peak = _Peak(_REPORT_SECONDS)
         self._ratio = Ratio(now)
         self._pace = Pace()
@@ -135,7 +93,7 @@ class ModelQueue:
         assert ticket.state is State.WAITING
         output = self._output.expected(ticket.max_tokens)
         ticket.arrived = now
-        ticket.cost = ticket.prompt_tokens + output
+        ticket.cost = ticket.computed_tokens + output
         ticket.kv_tokens = ticket.prompt_tokens + output / 2  # on average over its life
         if self._refuse_hopeless(ticket, capacity, now):
             return [ticket]
@@ -153,15 +111,16 @@ class ModelQueue:
         """Give places that are free. Returns those whose state this changed."""
         changed: list[Ticket] = []
         places = capacity.slots + capacity.ahead
-        others = max(0, capacity.requests - self._peak.of(self.held.requests, now))
+        held, held_by = self._at_usable(capacity)
+        others = max(0, capacity.requests - self._peak.of(held.requests, now))
 
         def eligible(tenant: str) -> bool:
-            return not places or self._held_by[tenant] < self._places_of(tenant, places)
+            return not places or held_by[tenant] < self._places_of(tenant, places)
 
         while (ticket := self._queue.head(eligible)) is not None:
             assert isinstance(ticket, Ticket)
             ahead = self._policy.prefill_ahead_seconds
-            if not fits(capacity, self.held, others, ticket.prompt_tokens, ticket.kv_tokens, ahead):
+            if not fits(capacity, held, others, ticket.computed_tokens, ticket.kv_tokens, ahead):
                 break
             predicted = self._predict(ticket, capacity)
             late = self._late(predicted, ticket, now)
@@ -172,16 +131,28 @@ class ModelQueue:
                 self._queue.take(ticket)
                 self._pace.left(ticket.cost, now)
                 self._hold(ticket, predicted, now)
+                if held is not self.held:
+                    held.add(ticket.kv_tokens, ticket.computed_tokens)
+                    held_by[ticket.tenant] += 1
             changed.append(ticket)
+        self._peak.of(held.requests, now)
         self._note_waiting(now)
         return changed
+
+    def moved(self, ticket: Ticket, incarnation: str) -> None:
+        """It goes to this decode worker."""
+        if ticket.state is State.HELD:
+            self._held_at[ticket.worker] -= 1
+            ticket.worker = incarnation
+            self._held_at[incarnation] += 1
+            self._held_at += Counter()  # drops what is 0
 
     def first_token(self, ticket: Ticket, now: float) -> None:
         """It has its first token. Later calls do nothing."""
         if ticket.state is State.HELD and not ticket.answered:
             ticket.answered = True
             self.held.unanswered -= 1
-            self.held.unanswered_tokens -= ticket.prompt_tokens
+            self.held.unanswered_tokens -= ticket.computed_tokens
             if ticket.predicted is not None:
                 self._ratio.came(ticket.predicted, now - ticket.taken_at, now)
 
@@ -198,11 +169,14 @@ class ModelQueue:
         elif ticket.state is State.HELD:
             if not ticket.answered:
                 self.held.unanswered -= 1
-                self.held.unanswered_tokens -= ticket.prompt_tokens
+                self.held.unanswered_tokens -= ticket.computed_tokens
                 if ticket.predicted is not None:
                     self._ratio.gave_up(ticket.predicted, now - ticket.taken_at, now)
             elif complete:
                 self._output.came(ticket.generated, ticket.max_tokens)
+            self._holders.discard(ticket)
+            self._held_at[ticket.worker] -= 1
+            self._held_at += Counter()
             self.held.requests -= 1
             self.held.tokens -= ticket.kv_tokens
             if not self.held.requests:
@@ -210,7 +184,7 @@ class ModelQueue:
             self._held_by[ticket.tenant] -= 1
             if not self._held_by[ticket.tenant]:
                 del self._held_by[ticket.tenant]
-            self._queue.settle(ticket.tenant, ticket.prompt_tokens + ticket.generated - ticket.cost)
+            self._queue.settle(ticket.tenant, ticket.computed_tokens + ticket.generated - ticket.cost)
         if ticket.state is not State.REFUSED:
             ticket.state = State.GONE
         self._note_waiting(now)
@@ -226,12 +200,23 @@ class ModelQueue:
     def _hold(self, ticket: Ticket, predicted: float | None, now: float) -> None:
         ticket.state = State.HELD
         ticket.taken_at, ticket.queued, ticket.predicted = now, now - ticket.arrived, predicted
-        self.held.requests += 1
-        self.held.tokens += ticket.kv_tokens
-        self.held.unanswered += 1
-        self.held.unanswered_tokens += ticket.prompt_tokens
+        self.held.add(ticket.kv_tokens, ticket.computed_tokens)
+        self._holders.add(ticket)
+        self._held_at[ticket.worker] += 1
         self._held_by[ticket.tenant] += 1
-        self._peak.of(self.held.requests, now)
+
+    def _at_usable(self, capacity: Capacity) -> tuple[Held, Counter[str]]:
+        """What workers have that take requests now: one that drains takes up nobody's place while it finishes its
+        own."""
+        usable = capacity.incarnations
+        if not usable or all(not worker or worker in usable for worker in self._held_at):
+            return self.held, self._held_by
+        held, held_by = Held(), Counter[str]()
+        for ticket in self._holders:
+            if not ticket.worker or ticket.worker in usable:
+                held.add(ticket.kv_tokens, None if ticket.answered else ticket.computed_tokens)
+                held_by[ticket.tenant] += 1
+        return held, held_by
 
     def _refuse_hopeless(self, ticket: Ticket, capacity: Capacity, now: float) -> bool:
         """Refuse a request that would wait for too long, or in vain."""
@@ -264,7 +249,7 @@ class ModelQueue:
     def _predict(self, ticket: Ticket, capacity: Capacity) -> float | None:
         """Seconds from a place at the workers to the first token, by what these measured."""
         waiting = max(self.held.unanswered_tokens, capacity.waiting_prompt_tokens)
-        return capacity.prompt_seconds(ticket.prompt_tokens, waiting)
+        return capacity.prompt_seconds(ticket.computed_tokens, waiting)
 
     def _wait(self, ticket: Ticket) -> float:
         """Seconds that a request which comes now would wait here; 0 if nothing is known."""

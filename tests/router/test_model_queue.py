@@ -14,9 +14,10 @@ from baton.rpc.errors import DeadlineUnreachable, Overloaded
 from baton.worker.step_cost import StepCost
 from baton_router.capacity import Capacity, WorkerReport
 from baton_router.fair_queue import Bounds
-from baton_router.model_queue import ModelQueue, QueuePolicy, Shed, State, Ticket
+from baton_router.model_queue import ModelQueue, QueuePolicy
 from baton_router.quotas import places_of
 from baton_router.tenants import TenantPolicy
+from baton_router.ticket import Shed, State, Ticket
 
 POLICY = QueuePolicy(Bounds(20, 5000), max_queue_seconds=10.0, seconds_per_priority=0.1, prefill_ahead_seconds=1.0)
 COST = StepCost(
@@ -114,7 +115,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.queue.held.tokens == pytest.approx(sum(ticket.kv_tokens for ticket in held))
         unanswered = [ticket for ticket in held if not ticket.answered]
         assert self.queue.held.unanswered == len(unanswered)
-        assert self.queue.held.unanswered_tokens == sum(ticket.prompt_tokens for ticket in unanswered)
+        assert self.queue.held.unanswered_tokens == sum(ticket.computed_tokens for ticket in unanswered)
         waiting = [ticket for ticket in self.tickets if ticket.state is State.WAITING]
         assert len(self.queue) == len(waiting) <= POLICY.bounds.requests
         assert self.queue.tokens <= POLICY.bounds.tokens
@@ -169,6 +170,38 @@ def test_own_requests_in_an_old_report_are_nobody_elses() -> None:
     reported = Capacity(slots=4, ahead=1, requests=5)
     queue.leave(tickets[0], 0.1)
     assert queue.pump(reported, 0.1) == [tickets[5]], "the report is from before it left"
+
+
+def test_who_leaves_keeps_nobody_from_the_places_of_others() -> None:
+    """A worker drains and finishes what it has: another one's slots are given out as before."""
+    queue = a_queue()
+    tickets = fill(queue, Capacity(slots=8, ahead=2, incarnations=frozenset("ab")), 12)
+    for number, ticket in enumerate(tickets[:10]):
+        queue.moved(ticket, "ab"[number % 2])
+    alone = Capacity(slots=4, ahead=1, incarnations=frozenset("b"))
+    assert queue.pump(alone, 1.0) == [], "it has as many as it may"
+    queue.leave(tickets[0], 1.0)
+    assert queue.pump(alone, 1.0) == [], "that one was at the other"
+    queue.leave(tickets[1], 1.0)
+    assert queue.pump(alone, 1.0) == [tickets[10]]
+    queue.moved(tickets[10], "b")
+    queue.moved(tickets[2], "b")  # the one that drained was lost after all
+    queue.leave(tickets[3], 2.0)
+    assert queue.pump(alone, 2.0) == []
+    for ticket in tickets:
+        queue.leave(ticket, 3.0)
+    assert queue.idle
+    assert queue.held.requests == queue.held.unanswered == queue.held.unanswered_tokens == 0
+
+
+def test_cached_prompts_take_no_time() -> None:
+    capacity, queue = Capacity.of([DECODE]), a_queue()
+    fill(queue, capacity, 1)
+    for cached, state in ((0, State.REFUSED), (990, State.HELD)):
+        ticket = a_ticket(prompt=1000, deadline=0.5)
+        ticket.cached_tokens = cached
+        queue.enter(ticket, capacity, 0.0)
+        assert ticket.state is state
 
 
 def test_one_tenant_cannot_have_all_places_at_the_workers() -> None:
