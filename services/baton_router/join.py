@@ -12,7 +12,7 @@ import grpc
 
 from baton.internal.v1 import response_cache_pb2
 from baton.rpc.channel import read_status
-from baton.rpc.errors import BatonError, Unavailable, WorkerLost
+from baton.rpc.errors import BatonError, PoisonRequest, Unavailable, WorkerLost
 from baton_router.flight import Flight
 
 log = logging.getLogger(__name__)
@@ -215,4 +215,6 @@ class Join:
 
 
 def _shared_error(failed: response_cache_pb2.JoinFailed) -> BatonError:
+    if failed.reason == PoisonRequest.reason:
+        return PoisonRequest()
     return WorkerLost(failed.message) if failed.reason == WorkerLost.reason else Unavailable(failed.message)

@@ -8,6 +8,7 @@ from pathlib import Path
 from baton.internal.v1 import worker_pb2
 from baton.rpc.errors import ModelNotFound
 from baton.text.model import TextModel
+from baton_router.validate import check_name
 
 
 class Models:
@@ -29,8 +30,10 @@ class Models:
         """The model a request names; the first one if it names none.
 
         Raises:
+            InvalidArgument: the name is too long to be one.
             ModelNotFound: it is not served here; says which are.
         """
+        check_name(name, field)
         found = self._models.get(name) if name else next(iter(self))
         if found is None:
             names, verb = ", ".join(repr(model.name) for model in self), "are" if len(self._models) > 1 else "is"

@@ -168,10 +168,15 @@ def check_model(name: str, field: str, limits: Limits) -> None:
         InvalidArgument: the name is too long to be one.
         ModelNotFound: another one.
     """
-    if len(name.encode()) > MAX_NAME_BYTES:
-        raise InvalidArgument(field, f"must be at most {MAX_NAME_BYTES} bytes")
+    check_name(name, field)
     if name and name != limits.model_name:
         raise ModelNotFound(field, f"{name!r} is not served here; {limits.model_name!r} is")
+
+
+def check_name(name: str, field: str) -> None:
+    """A name is not so long that an error could not repeat it. Raises InvalidArgument: it is."""
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise InvalidArgument(field, f"must be at most {MAX_NAME_BYTES} bytes")
 
 
 def check_length(num_tokens: int, field: str, limits: Limits) -> None:

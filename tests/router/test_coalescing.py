@@ -218,7 +218,7 @@ async def test_a_poisonous_request_is_tried_by_one_router(
             pair = [await stack.enter_async_context(running_router(router_model, **settings)) for _ in range(2)]
             failed = await asyncio.gather(*(ask(router) for router in pair * 3), return_exceptions=True)
         codes = {error.code() for error in failed if isinstance(error, grpc.aio.AioRpcError)}
-        assert codes == {grpc.StatusCode.UNAVAILABLE}
+        assert codes == {grpc.StatusCode.FAILED_PRECONDITION}
         assert len(failed) == 6
         assert len(worker.requests) + len(second.requests) == 2, "it broke two workers, and that is enough"
 
