@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import secrets
+import urllib.request
 from pathlib import Path
 
 import grpc
@@ -19,6 +20,7 @@ from baton.internal.v1 import worker_pb2, worker_pb2_grpc
 from baton.rpc.api_keys import digest_of, new_key
 from baton.rpc.mesh_token import MESH_HEADER
 from baton.v1 import inference_pb2, inference_pb2_grpc
+from tests.fixtures.otlp import receiver
 from tests.fixtures.up import BATON, Up, running_up
 
 KEYS = {"acme": new_key(), "globex": new_key()}
@@ -44,6 +46,17 @@ async def code_of(call: grpc.aio.UnaryUnaryCall | grpc.aio.UnaryStreamCall) -> s
             call.cancel()
             return "OK"
     return (await call.code()).name
+
+
+async def scraped(address: str) -> str:
+    """What a service's metrics endpoint says."""
+
+    def get() -> str:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    return await asyncio.to_thread(get)
 
 
 async def knock(up: Up, trusting: grpc.ChannelCredentials) -> None:
@@ -76,6 +89,8 @@ async def knock(up: Up, trusting: grpc.ChannelCredentials) -> None:
             assert await code_of(debug(worker_pb2.DebugStateRequest(), metadata=metadata, timeout=5)) == expected
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 async def test_a_mesh_with_everything_switched_on(
     small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,7 +104,10 @@ async def test_a_mesh_with_everything_switched_on(
         "--tls", "--set", f"router.api-keys={keys}", "--log-dir", str(logs),
         "--prefill-placement", "remote", "--set", "decode.transport=grpc",
     )  # fmt: skip
-    async with running_up(tmp_path, small_model, *flags) as up:
+    async with contextlib.AsyncExitStack() as stack:
+        collector = await stack.enter_async_context(receiver())
+        monkeypatch.setenv("BATON_OTLP_ENDPOINT", collector.address)
+        up = await stack.enter_async_context(running_up(tmp_path, small_model, *flags))
         ca, router = up.ready["ca"], up.ready["router"]
         admins = {service["name"]: service["admin"] for service in up.ready["services"]}
 
@@ -112,20 +130,25 @@ async def test_a_mesh_with_everything_switched_on(
         assert "BATON_API_KEY" in out
         await knock(up, Tls(ca=Path(ca)).credentials())
 
+        assert (await baton("trace", "--admin", admins["router"]))[0] == 1, "no token"
         for command in (
             ("top", "--once", "--json", "--admin", admins["router"]),
-            ("trace", "--json", "--admin", admins["router"]),
             ("cache", "stats", "--json", "--cache", admins["cache"]),
         ):
-            assert (await baton(*command))[0] == 1, "no token"
             code, out = await baton(*command, BATON_ADMIN_TOKEN=OPERATOR)
             assert code == 0, out
 
         flags_of_all = "\n".join(
             " ".join(psutil.Process(process.pid).cmdline()) for process in up.family if process.is_running()
         )
+        metrics = "".join([await scraped(service["metrics"]) for service in up.ready["services"]])
+        async with asyncio.timeout(20):
+            while "baton.v1.Inference/ListModels" not in (spans := "".join(map(str, collector.requests))):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
         said = up.output.read_text() + "".join(path.read_text() for path in logs.iterdir())
     assert "serving" in said
+    assert 'baton_refused_calls_total{method="/baton.v1.Inference/ListModels",reason="UNAUTHENTICATED"} 3.0' in metrics
+    seen = {"flags": flags_of_all, "logs": said, "ready file": json.dumps(up.ready), "metrics": metrics, "spans": spans}
     for name, secret in {**KEYS, "wrong": WRONG, "mesh": MESH, "operator": OPERATOR, "salt": SALT}.items():
-        for place, text in {"flags": flags_of_all, "logs": said, "ready file": json.dumps(up.ready)}.items():
+        for place, text in seen.items():
             assert secret not in text, (name, place)
