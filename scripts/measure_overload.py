@@ -84,7 +84,8 @@ class Mesh:
 @asynccontextmanager
 async def a_mesh(options: argparse.Namespace) -> AsyncIterator[Mesh]:
     """Started for the length of the block. Who waited longer than most of the SLO would not meet it."""
-    flags = ("--max-queue-seconds", f"{0.7 * options.slo:g}", "--max-in-flight", "4096")
+    queue, ahead = f"{0.6 * options.slo:g}", f"{0.3 * options.slo:g}"
+    flags = ("--max-queue-seconds", queue, "--prefill-ahead-seconds", ahead, "--max-in-flight", "4096")
     plan = Plan(
         bundled_model(),
         prefill=1,

@@ -119,7 +119,7 @@ class ModelQueue:
 
         while (ticket := self._queue.head(eligible)) is not None:
             assert isinstance(ticket, Ticket)
-            ahead = self._policy.prefill_ahead_seconds
+            ahead = self._policy.prefill_ahead_seconds / self._ratio.value(now)
             if not fits(capacity, held, others, ticket.computed_tokens, ticket.kv_tokens, ahead):
                 break
             predicted = self._predict(ticket, capacity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
@@ -270,7 +271,7 @@ def test_what_first_tokens_take_is_learned() -> None:
         return ticket
 
     for answered in (True, False):  # the second time, all of them give up
-        queue, now = a_queue(), 0.0
+        queue, now = a_queue(replace(POLICY, prefill_ahead_seconds=100.0)), 0.0
         queue.enter(a_ticket(prompt=1), capacity, now)  # they are never idle
         for _ in range(20):
             ticket = asks(queue, now, math.inf)
