@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
+import urllib.request
 from pathlib import Path
 
 import grpc
 import pytest
 
 from baton.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
-from tests.fixtures.mesh import running_mesh
+from tests.fixtures.mesh import Service, running_mesh
 
 CANCELS = 1000
 SLACK = 3  # tasks that answer the question itself
@@ -83,6 +85,13 @@ async def test_a_thousand_cancels_leave_nothing(small_model: Path) -> None:
             await asyncio.sleep(0.2)
         tokens, _ = await collect(stub, ask(100, 8, 1))
         assert len(tokens) == 8
+
+
+async def trials(service: Service) -> dict[str, float]:
+    """The trials of suspects at a worker, by outcome."""
+    text = await asyncio.to_thread(lambda: urllib.request.urlopen(f"http://{service.metrics}/metrics").read().decode())
+    found = re.findall(r'baton_trials_total{outcome="(\w+)"} ([\d.]+)', text)
+    return {outcome: float(count) for outcome, count in found}
 
 
 async def until_busy(service: object, seconds: float = 10) -> None:
@@ -160,18 +169,34 @@ async def test_killed_engine_ends_its_service(small_model: Path) -> None:
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
-async def test_killed_decode_migrates(small_model: Path) -> None:
-    """kill -9 of one of two decode workers: every stream goes on elsewhere, indices continuous, tokens the same."""
+@pytest.mark.parametrize("victim", ["service", "engine"])
+async def test_killed_decode_migrates(small_model: Path, victim: str) -> None:
+    """kill -9 of one of two decode workers: every stream goes on elsewhere, indices continuous, tokens the same.
+
+    Of an engine that dies it is not known for whose sake: its requests are tried again one at a time.
+    """
+    import psutil
+
     async with running_mesh(small_model, decode=2) as mesh, mesh.stub() as stub:
         asked = [ask(30 + i, 120, i) for i in range(12)]
         expected = [(await collect(stub, one))[0] for one in asked]
         running = [asyncio.create_task(collect(stub, one)) for one in asked]
         await until_busy(mesh.services["decode-0"])
         await asyncio.sleep(0.05)
-        mesh.services["decode-0"].kill()
+        service = mesh.services["decode-0"]
+        if victim == "service":
+            service.kill()
+        else:
+            psutil.Process(service.pid).children()[0].kill()
         answers = await asyncio.gather(*running)
         assert [tokens for tokens, _ in answers] == expected
-        assert sum(summary.migrations for _, summary in answers) > 0
+        migrations = sum(summary.migrations for _, summary in answers)
+        assert migrations > 0
+        tried = await trials(mesh.services["decode-1"])
+        # Those that the engine had not begun with are no suspects.
+        assert (tried["proven"] > 0) is (victim == "engine")
+        assert tried["proven"] <= migrations
+        assert tried["guilty"] == 0
         del mesh.services["decode-0"]
         await mesh.wait_quiet()
 

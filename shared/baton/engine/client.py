@@ -72,6 +72,7 @@ class EngineClient:
         self.on_report: list[Callable[[StepReport], None]] = []
         self.stalled = False
         self.prefixes = PrefixMirror()
+        self._pid = engine.ready.pid
         self._process = engine.process
         self._reader = engine.reader
         self._writer = engine.writer
@@ -183,13 +184,13 @@ class EngineClient:
     ) -> None:
         """Until it answered or is gone, for which it is killed if need be."""
         loop = asyncio.get_running_loop()
-        silence, looked = Silence(interval, processor_delay(self._process.pid)), loop.time()
+        silence, looked = Silence(interval, processor_delay(self._pid)), loop.time()
         while not asking.done():
             await asyncio.wait([asking], timeout=interval)
             if asking.done():
                 return
             now = loop.time()
-            silence.looked(now - looked, processor_delay(self._process.pid))
+            silence.looked(now - looked, processor_delay(self._pid))
             looked = now
             verdict = silence.verdict(allowed, self._longest_step)
             if verdict is not Verdict.WAIT and not self.stalled:
