@@ -62,7 +62,7 @@ class RimInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def __init__(self, drain: Drain | None = None, gate: Gate = OPEN) -> None:
         self._drain = drain or Drain()
         self._gate = gate
-        self._unknown = Unknown()
+        self._unknown = _Unknown()
 
     async def intercept_service(
         self,
@@ -129,7 +129,7 @@ def _refusing(
     return grpc.stream_stream_rpc_method_handler(rim.stream(refuse_stream, None))
 
 
-class Unknown:
+class _Unknown:
     """Bounds the streams of those whom nobody knows, of health and reflection: they may last for ever, and cost nothing
     to open.
     """
@@ -162,7 +162,7 @@ class _Rim:
         method: full name.
     """
 
-    def __init__(self, drain: Drain, gate: Gate, unknown: Unknown, method: str) -> None:
+    def __init__(self, drain: Drain, gate: Gate, unknown: _Unknown, method: str) -> None:
         self._drain = drain
         self._gate = gate
         self._unknown = unknown
