@@ -63,7 +63,7 @@ async def build(settings: RouterSettings, runtime: Runtime) -> AsyncIterator[Non
         channels=channels,
         max_migrations=settings.max_migrations,
         reattach_seconds=settings.reattach_seconds,
-        deadline_margin_seconds=settings.deadline_margin_seconds,
+        deadline_margin_seconds=settings.deadline_margin_seconds / 2,
         retries=RetryBudget(settings.retry_share),
     )
     replicas = Replicas(targets(settings.cache_target), settings.resolve_seconds)

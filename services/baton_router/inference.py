@@ -258,8 +258,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
             raise
 
     def _deadline(self, context: Context) -> float:
-        """On the event loop's clock: the client's, or the longest a request may take."""
+        """When this router ends the request, on the event loop's clock: a little before the client's deadline, or
+        after the longest a request may take. Behind the deadline gRPC has ended the call, and a status that says
+        more, the ledger, and tokens on their way would not get through; decode, which is told less still, may be in
+        no state to say.
+        """
         left = context.time_remaining()
+        if left is not None:
+            left -= min(self._settings.deadline_margin_seconds / 2, left / 4)
         longest = self._settings.max_request_seconds
         return asyncio.get_running_loop().time() + (longest if left is None else min(left, longest))
 

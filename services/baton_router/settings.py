@@ -82,7 +82,7 @@ class RouterSettings(ServiceSettings):
         0.8, ge=0, description="how long a request without a decode worker waits for one to come back"
     )
     deadline_margin_seconds: float = Field(
-        0.02, ge=0, description="what decode's deadline is shorter by than the client's"
+        0.02, ge=0, description="what decode's deadline is shorter by than the client's; the router's is by half of it"
     )
     worker_silence_seconds: float = Field(
         2.5, gt=0.2, description="a worker whose state stream says nothing for this long is lost"

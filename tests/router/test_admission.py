@@ -140,16 +140,18 @@ async def test_full_queue_refuses_with_a_delay_and_before_anything_else(router_m
 async def test_every_way_out_of_the_queue(router_model: Path) -> None:
     """Cancelled, past its deadline, and waiting for too long: nobody is served who is not there any more."""
     async with AsyncExitStack() as stack:
-        mesh = await a_mesh(stack, router_model, max_queue_seconds=0.6)
+        mesh = await a_mesh(stack, router_model, max_queue_seconds=0.8, deadline_margin_seconds=0.6)
         mesh.ask(), mesh.ask()
         await eventually(lambda: mesh.worker.live == 2)
-        cancelled, expired, too_long = mesh.ask(5), mesh.ask(6, timeout=0.2), mesh.ask(7)
+        cancelled, expired, too_long = mesh.ask(5), mesh.ask(6, timeout=0.6), mesh.ask(7)
         await mesh.waiting(3)
         cancelled.cancel()
         await mesh.waiting(2)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await expired
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert isinstance(info := details(caught.value)["ErrorInfo"], error_details_pb2.ErrorInfo)
+        assert info.reason == "DEADLINE_EXCEEDED", "the router's own status, not gRPC's"
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await too_long
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
