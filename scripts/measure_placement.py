@@ -82,15 +82,15 @@ def timed(workers: int, tokens: int, decisions: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("simulation", "time"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--routers", type=int, default=1, help="that place, each with a ledger of its own")
     parser.add_argument("--workers", type=int, default=32)
     args = parser.parse_args()
     if args.only != "simulation":
         for tokens in (256, 2048, 8192):
             timed(args.workers, tokens, 3000)
     if args.only != "time":
-        for routers in (1, 2):
-            simulated(args.seeds, routers)
+        simulated(args.seeds, args.routers)
 
 
 if __name__ == "__main__":

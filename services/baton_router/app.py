@@ -53,7 +53,7 @@ async def build(settings: RouterSettings, runtime: Runtime) -> AsyncIterator[Non
     except (ModelFilesError, TenantsFileError) as error:
         raise CannotStart(str(error)) from error
     channels = ChannelPool(dialer=runtime.dialer)
-    policy = Policy(settings.placement, settings.placement_slack_seconds, settings.placement_bound)
+    policy = Policy(settings.routing, settings.routing_slack_seconds, settings.routing_bound)
     key = new_key()
     tell = key if policy.strategy is Strategy.PREFIX else b""
     view = WorkerView(channels, models, settings.worker_silence_seconds, settings.resolve_seconds, tell)

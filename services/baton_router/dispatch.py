@@ -30,6 +30,8 @@ for _tier in ("decode", "prefill"):
 
 MAX_ANSWER_TOKENS: Final = 256
 """Most tokens an answer is expected to have: what clients allow is mostly far more than what they get."""
+_REUSE_REQUESTS: Final = 64
+"""What share of prompts is reused is a mean over about so many."""
 BLOCK_TOKENS: Final = 16
 _BEGINNING_BLOCKS: Final = 16
 """Blocks of BLOCK_TOKENS that stand for a prompt's beginning; all of a shorter one."""
@@ -132,6 +134,7 @@ class Dispatcher:
         self._rng = rng
         self._clock = clock
         self._rents = Rents()
+        self._reuse = 0.0
 
     def place(self, ask: Ask, avoid: Collection[str] = ()) -> Placed | None:
         """Where a request goes; None: no decode worker can take it.
@@ -144,7 +147,7 @@ class Dispatcher:
         decode = self._seen("decode", ask, chains, avoid)
         if not decode:
             return None
-        prompt = Prompt(len(ask.token_ids), ask.expected_answer, chains.beginning())
+        prompt = Prompt(len(ask.token_ids), ask.expected_answer, chains.beginning(), self._reuse)
         prefill = self._seen("prefill", ask, chains)
         ordered = self._order([candidate for _, candidate in prefill.values()], prompt, chains)
         remote = ordered[0].seconds if ordered else None
@@ -155,6 +158,7 @@ class Dispatcher:
         if there:
             PLACEMENTS.labels("prefill", there[0][1].reason).inc()
         EXPECTED_TOKENS.inc(placed.expected_cached)
+        self._reuse += (placed.expected_cached / prompt.tokens - self._reuse) / _REUSE_REQUESTS
         return placed
 
     def _order(self, candidates: Sequence[Candidate], prompt: Prompt, chains: Chains) -> Sequence[Choice]:

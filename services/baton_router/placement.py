@@ -59,11 +59,13 @@ class Policy:
     Attributes:
         strategy: by what.
         slack_seconds: first tokens so much apart count as equally early; then the prompt's beginning decides.
+        slack_share: where prompts are reused, so do first tokens that are apart by this share of what is computed.
         bound: by hash, a worker gets no more than so many times the mean of all queues, and what affinity can save.
     """
 
     strategy: Strategy = Strategy.PREFIX
     slack_seconds: float = 0.002
+    slack_share: float = 0.5
     bound: float = 1.25
 
 
@@ -101,11 +103,13 @@ class Prompt:
         tokens: of the prompt, 1 or more.
         answer_tokens: expected.
         beginning: stands for its first tokens: equal beginnings have equal ones.
+        reuse: share of prompt tokens that were in prefix caches lately.
     """
 
     tokens: int
     answer_tokens: int = 0
     beginning: int = 0
+    reuse: float = 0.0
 
     def __post_init__(self) -> None:
         assert self.tokens > 0
@@ -190,7 +194,7 @@ def order_prefill(
         ordered = _by_beginning(rated, policy)
     else:
         ordered = sorted(rated, key=lambda one: (one.seconds, one.rank))
-        _favour_beginning(ordered, policy)
+        _favour_beginning(ordered, prompt, policy)
     choices = [Choice(one.candidate, _reason(one, rated, policy), one.seconds) for one in ordered]
     rent = 0.0
     if choices and choices[0].reason is Reason.PREFIX:
@@ -276,10 +280,14 @@ def _typical(candidates: Sequence[Candidate]) -> StepCost:
     return sorted(costs, key=lambda cost: cost.prefill(_LONG_PROMPT))[len(costs) // 2] if costs else SOME_COST
 
 
-def _favour_beginning(ordered: list[_Rated], policy: Policy) -> None:
-    """Of those that are about as early as the earliest, the beginning's own goes first: equal ones meet there."""
+def _favour_beginning(ordered: list[_Rated], prompt: Prompt, policy: Policy) -> None:
+    """Of those that are about as early as the earliest, the beginning's own goes first: equal ones meet there.
+
+    Where prompts are reused, it may wait a little for that: what it leaves at its own place is found again.
+    """
     if len(ordered) > 1 and policy.slack_seconds:
-        bar = ordered[0].seconds + policy.slack_seconds
+        slack = max(policy.slack_seconds, policy.slack_share * prompt.reuse * ordered[0].compute)
+        bar = ordered[0].seconds + slack
         own = min((one for one in ordered if one.seconds <= bar), key=lambda one: one.rank)
         ordered.remove(own)
         ordered.insert(0, own)

@@ -89,15 +89,15 @@ class RouterSettings(ServiceSettings):
     )
     resolve_seconds: float = Field(1.0, gt=0, description="how often dns:/// targets are resolved again")
 
-    placement: Strategy = Field(
+    routing: Strategy = Field(
         Strategy.PREFIX,
         description="what chooses workers: prefix: time to the first token by what their prefix caches hold; hash: the "
         "prompt's beginning, without their telling; load: queued work alone",
     )
-    placement_slack_seconds: float = Field(
+    routing_slack_seconds: float = Field(
         0.002, ge=0, description="first tokens so much apart count as equally early; the prompt's beginning decides"
     )
-    placement_bound: float = Field(
+    routing_bound: float = Field(
         1.25, ge=1, description="hash: a worker's queue may be so many times the mean before another takes its prompts"
     )
 

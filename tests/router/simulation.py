@@ -255,6 +255,8 @@ def _requests(scene: Scene, rng: random.Random) -> list[Request]:
     while len(requests) < scene.requests:
         now += rng.expovariate(1 / between)
         prefix = rng.choices(prefixes, weights)[0] if prefixes else None
+        if prefixes and len(requests) < scene.requests // 3:  # not counted: every prefix once, as far as that goes
+            prefix = prefixes[len(requests) // scene.burst % len(prefixes)]
         for _ in range(scene.burst):
             begin = prefix if prefix is not None else _tokens(next(numbers), scene.prefix_tokens)
             tokens = [*begin, *_tokens(next(numbers), scene.tail_tokens)]

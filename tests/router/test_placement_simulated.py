@@ -22,7 +22,7 @@ def test_first_tokens_by_prefix_and_by_load(name: str) -> None:
     ours, theirs = run(scene, Policy()), run(scene, LOAD)
     assert ours.percentile(0.99) <= (0.6 if name in FIT else 1.05) * theirs.percentile(0.99)
     assert ours.percentile(0.5) <= 1.05 * theirs.percentile(0.5)
-    assert ours.hit_share >= theirs.hit_share
+    assert ours.hit_share >= 0.9 * theirs.hit_share
 
 
 def test_without_events_the_beginning_is_nearly_as_good_where_prefixes_fit() -> None:

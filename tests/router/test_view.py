@@ -121,16 +121,16 @@ async def test_a_gap_is_made_good_without_losing_the_worker(
     assert value("baton_router_prefix_blocks", tier="decode") == 0
 
 
-@pytest.mark.parametrize("placement", ["hash", "load"])
+@pytest.mark.parametrize("routing", ["hash", "load"])
 async def test_without_prefixes_nobody_is_asked_to_tell(
-    router_model: Path, three: list[ScriptedWorker], placement: str
+    router_model: Path, three: list[ScriptedWorker], routing: str
 ) -> None:
-    async with running_router(router_model, decode_targets=addresses(three), placement=placement) as router:
+    async with running_router(router_model, decode_targets=addresses(three), routing=routing) as router:
         for _ in range(9):
             await send(router, 70)
         assert not any(worker.prefix_keys for worker in three)
         used = [len(worker.requests) for worker in three]
-        assert sorted(used)[:2] == [0, 0] if placement == "hash" else sum(used) == 9
+        assert sorted(used)[:2] == [0, 0] if routing == "hash" else sum(used) == 9
 
 
 @pytest.mark.parametrize("protocol", [0, PROTOCOL + 1])
