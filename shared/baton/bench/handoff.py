@@ -97,7 +97,7 @@ class HandoffBench:
 
     def markdown(self) -> str:
         """A table with one row for each way; medians."""
-        lines = ["| way | ms | GB/s | of its limit | without the call | ", "|---|---|---|---|---|"]
+        lines = ["| way | ms | GB/s | of its limit | without the call |", "|---|---|---|---|---|"]
         for way in self.ways:
             seconds = statistics.median(way.seconds)
             share = f"{statistics.median(way.ratios):.0%} of {way.limit}" if way.ratios else ""
