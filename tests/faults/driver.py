@@ -40,6 +40,9 @@ class Load:
         silent: share of clients that read nothing for `silent_seconds`.
         resumes: whether clients go on at another router after UNAVAILABLE.
         cached: whether requests use the response cache.
+        prefix_cached: share of requests that may use workers' prefix caches; the prompts of the others are computed anew.
+        ping_seconds: how often clients ping a silent router, and wait for its answer; 0: never, so that none takes a
+            machine that is busy for a router that is gone.
         per_second: arrivals, Poisson, with at most `streams` at a time; 0: the next request when one has ended.
     """
 
@@ -57,6 +60,8 @@ class Load:
     silent_seconds: float = 5.0
     resumes: bool = False
     cached: bool = False
+    prefix_cached: float = 0.5
+    ping_seconds: float = 0.0
     per_second: float = 0.0
 
 
@@ -189,11 +194,13 @@ class Driver:
         request = inference_pb2.StreamGenerateRequest(
             token_ids=sampling_pb2.TokenIds(ids=question.prompt),
             sampling=sampling_pb2.SamplingParams(**question.sampling),  # type: ignore[arg-type]
-            cache_control=inference_pb2.CacheControl(mode=mode),
+            cache_control=inference_pb2.CacheControl(mode=mode, prefix_cache=self._rng.random() < load.prefix_cached),
         )
         if attempt.delivered:
             request.resume_from.ids.extend(asked.tokens)
-        call = self._stub(attempt.router, small=bool(how.read_every or how.read_after)).StreamGenerate(
+        call = self._stub(
+            attempt.router, load.ping_seconds, small=bool(how.read_every or how.read_after)
+        ).StreamGenerate(
             request,
             timeout=max(0.001, attempt.deadline_at - time.monotonic()),
             metadata=(("x-request-id", attempt.request_id),),
@@ -211,26 +218,29 @@ class Driver:
                 cancelling.cancel()
                 await asyncio.gather(cancelling, return_exceptions=True)
 
-    def _stub(self, router: str, *, small: bool = False) -> inference_pb2_grpc.InferenceAsyncStub:
-        key = f"{router} {small}"
+    def _stub(self, router: str, ping_seconds: float, *, small: bool = False) -> inference_pb2_grpc.InferenceAsyncStub:
+        key = f"{router} {ping_seconds} {small}"
         if key not in self._stubs:
             # Connections of their own, so that no two clients share what happens to one.
             options = [
                 ("grpc.use_local_subchannel_pool", 1),
-                ("grpc.keepalive_time_ms", 1000),
-                ("grpc.keepalive_timeout_ms", 1000),
-                ("grpc.http2.ping_timeout_ms", 1000),
-                ("grpc.http2.max_pings_without_data", 0),
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.min_reconnect_backoff_ms", 2000),
                 ("grpc.max_reconnect_backoff_ms", 1000),
                 *(_SMALL_WINDOW if small else ()),
+                *(_pinging(ping_seconds) if ping_seconds else ()),
             ]
             channels = [grpc.aio.insecure_channel(router, options=options) for _ in range(_CHANNELS)]
             for channel in channels:
                 self._stack.push_async_callback(channel.close, None)
             self._stubs[key] = [inference_pb2_grpc.InferenceStub(channel) for channel in channels]
         return self._stubs[key][next(self._turn) % _CHANNELS]
+
+
+def _pinging(seconds: float) -> tuple[tuple[str, int], ...]:
+    """Options of a client that finds a frozen router, or a link that swallows everything, in twice so long."""
+    names = ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")
+    return (*((name, int(seconds * 1000)) for name in names), ("grpc.http2.max_pings_without_data", 0))
 
 
 async def _cancel(call: grpc.aio.UnaryStreamCall, attempt: Attempt, after: float) -> None:

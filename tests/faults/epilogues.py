@@ -27,7 +27,7 @@ def short_after_cancelled(limit_chunks: float = 1.0, cancelled: int = 10, judged
         book = driver.history.book
         long_ones = [q.number for q in book if len(q.prompt) >= _LONG]
         short_ones = [q.number for q in book if len(q.prompt) < 64]
-        load = Load(streams=cancelled)
+        load = Load(streams=cancelled, prefix_cached=0.0)
         alone = [await _first_token(driver, short_ones[i % len(short_ones)], load) for i in range(5)]
         step_tokens = _step_tokens(bed)
         long_one = book[long_ones[0]]
