@@ -40,7 +40,7 @@ class Load:
         silent: share of clients that read nothing for `silent_seconds`.
         resumes: whether clients go on at another router after UNAVAILABLE.
         cached: whether requests use the response cache.
-        prefix_cached: share of requests that may use workers' prefix caches; the prompts of the others are computed anew.
+        prefix_cached: share of requests that may use the workers' prefix caches; other prompts are computed anew.
         ping_seconds: how often clients ping a silent router, and wait for its answer; 0: never, so that none takes a
             machine that is busy for a router that is gone.
         per_second: arrivals, Poisson, with at most `streams` at a time; 0: the next request when one has ended.
