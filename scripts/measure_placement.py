@@ -14,11 +14,12 @@ import argparse
 import random
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.router.simulation import COST, KEY, SCENES, run
+from tests.router.simulation import COST, KEY, SCENES, Scene, run
 
 from baton.internal.v1 import worker_pb2
 from baton.worker.digests import BlockDigests
@@ -29,11 +30,11 @@ from baton_router.worker import Worker
 POLICIES = {"prefix": Policy(), "hash": Policy(Strategy.HASH), "load": Policy(Strategy.LOAD)}
 
 
-def simulated(seeds: int, routers: int) -> None:
+def simulated(scenes: dict[str, Scene], seeds: int, routers: int) -> None:
     """A line for each scene."""
     print(f"first token, p50 / p99 in ms, and share of prompt tokens found; {routers} router(s), {seeds} seeds")
     print(f"{'':22}" + "".join(f"{kind:>22}" for kind in POLICIES) + f"{'prefix to load, p99':>22}")
-    for name, scene in SCENES.items():
+    for name, scene in scenes.items():
         cells, p99 = [], {}
         for kind, policy in POLICIES.items():
             outcomes = [run(scene, policy, seed, routers) for seed in range(seeds)]
@@ -83,6 +84,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("simulation", "time"))
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--scene", choices=SCENES)
+    parser.add_argument("--requests", type=int, help="of a scene; its own number by default")
     parser.add_argument("--routers", type=int, default=1, help="that place, each with a ledger of its own")
     parser.add_argument("--workers", type=int, default=32)
     args = parser.parse_args()
@@ -90,7 +93,10 @@ def main() -> None:
         for tokens in (256, 2048, 8192):
             timed(args.workers, tokens, 3000)
     if args.only != "time":
-        simulated(args.seeds, args.routers)
+        scenes = {name: scene for name, scene in SCENES.items() if args.scene in (None, name)}
+        if args.requests:
+            scenes = {name: replace(scene, requests=args.requests) for name, scene in scenes.items()}
+        simulated(scenes, args.seeds, args.routers)
 
 
 if __name__ == "__main__":
