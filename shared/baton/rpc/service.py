@@ -38,6 +38,7 @@ SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
 
 _LINGER_SECONDS: Final = 0.25  # in which callers who do not know yet are told to go elsewhere
 _LAST_WORDS_SECONDS: Final = 0.5  # for a status to be written
+_FLUSH_SECONDS: Final = 0.05  # for what was written to be on its way
 
 
 class Runtime:
@@ -203,6 +204,7 @@ async def _serve(
 async def drained(runtime: Runtime, port: int, seconds: float) -> None:
     """Finish the calls, or end them after so many seconds, then shut the server on that port down."""
     await runtime.drain.finish(seconds, 0.0 if runtime.failure else _LINGER_SECONDS)
+    await asyncio.sleep(_FLUSH_SECONDS)
     hang_up(port)
     await runtime.server.stop(_LAST_WORDS_SECONDS)
 
