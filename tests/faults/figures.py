@@ -210,7 +210,7 @@ def share_remote() -> Check:
 
 
 def preempted(at_least: int = 1) -> Check:
-    """Requests that lost their memory and were computed again."""
+    """Requests that lost their memory and were computed again; 0: that is told, and waiting instead is as good."""
 
     def check(run: Run) -> Figure:
         count = sum(a.summed.preemptions for r in run.history.requests for a in r.attempts if a.summed is not None)

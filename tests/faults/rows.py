@@ -246,7 +246,7 @@ ROWS: Final = (
         Load(32, 300),
         _LENGTHS,
         (),
-        (_NO, _F.preempted(), _F.throughput_of("a KV pool that fits", 0.7)),
+        (_NO, _F.preempted(0), _F.throughput_of("a KV pool that fits", 0.7)),
     ),
     Scenario(
         "F19",
