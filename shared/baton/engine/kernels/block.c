@@ -51,8 +51,8 @@ static void norm_row(const Norm *norm, const bf16 *x, bf16 *to, int64_t dim) {
         parts = _mm512_fmadd_ps(part, part, parts);
     }
     const float mean = _mm512_cvtss_f32(sum_of(parts)) / (float)dim;
-    const __m512 factor = _mm512_div_round_ps(_mm512_set1_ps(1.0f), _mm512_sqrt_round_ps(_mm512_set1_ps(mean + norm->eps),
-                                              _MM_FROUND_CUR_DIRECTION), _MM_FROUND_CUR_DIRECTION);
+    const __m512 root = _mm512_sqrt_round_ps(_mm512_set1_ps(mean + norm->eps), _MM_FROUND_CUR_DIRECTION);
+    const __m512 factor = divided(_mm512_set1_ps(1.0f), root);
     const __m512 offset = _mm512_set1_ps(norm->offset);
     for (int64_t i = 0; i < dim; i += 16) {
         const __mmask16 mask = (__mmask16)existing(dim - i);

@@ -117,9 +117,6 @@ static void value_panels(const bf16 *values, int64_t step, int64_t from, int64_t
     }
 }
 
-// The compiler may not move a sum past here: with -ffast-math it would otherwise add in an order of its own.
-#define KEEP(X) __asm__("" : "+v"(X))
-
 INLINE __m512 plus(__m512 a, __m512 b) {
     __m512 sum = _mm512_add_ps(a, b);
     KEEP(sum);
@@ -131,7 +128,7 @@ INLINE __m512 scaled(const Call *c, __m512 score) {
     const __m512 cap = _mm512_set1_ps(c->softcap);
     score = _mm512_mul_ps(score, _mm512_set1_ps(c->scaling));
     KEEP(score);
-    return c->softcap > 0 ? _mm512_mul_ps(tanh_of(_mm512_div_ps(score, cap)), cap) : score;
+    return c->softcap > 0 ? _mm512_mul_ps(tanh_of(divided(score, cap)), cap) : score;
 }
 
 // By what sums so far shrink when the highest score rises, and what is taken from scores before they become weights.
@@ -143,9 +140,7 @@ INLINE __m512 scale_of(__m512 before, __m512 now) {
     const __m512 scale = exp_of(_mm512_sub_ps(before, base_of(now)));
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(before, now, _CMP_EQ_OQ), scale, _mm512_set1_ps(1.0f));
 }
-INLINE __m512 share_of(__m512 total) {  // not an operator: -ffast-math has several ways to divide
-    return _mm512_div_round_ps(_mm512_set1_ps(1.0f), total, _MM_FROUND_CUR_DIRECTION);
-}
+INLINE __m512 share_of(__m512 total) { return divided(_mm512_set1_ps(1.0f), total); }
 
 // Query i of an item: of one KV head, token by token, each with all heads of the group.
 INLINE int64_t row_of(const Item *item, int64_t i, int64_t group) { return item->segment->row + item->from + i / group; }
