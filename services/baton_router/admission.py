@@ -77,7 +77,7 @@ class Admission:
             if ticket.error is not None:
                 raise self._refused(ticket, ticket.error)
             metrics.WAIT_SECONDS.labels(metrics.priority_class(ticket.priority)).observe(ticket.queued)
-            yield Place(queue, ticket, self._now)
+            yield Place(queue, ticket, self._now, self._pump)
             complete = True
         finally:
             del self._places[ticket]
@@ -161,7 +161,8 @@ class Admission:
 class Place:
     """A request's place at the workers. It keeps it while it moves from one to another."""
 
-    def __init__(self, queue: ModelQueue, ticket: Ticket, now: Callable[[], float]) -> None:
+    def __init__(self, queue: ModelQueue, ticket: Ticket, now: Callable[[], float], pump: Callable[[], None]) -> None:
+        self._pump = pump
         self._queue = queue
         self._ticket = ticket
         self._now = now
@@ -173,4 +174,6 @@ class Place:
     def came(self, tokens: int) -> None:
         """So many tokens more of its answer are here."""
         self._ticket.generated += tokens
-        self._queue.first_token(self._ticket, self._now())
+        if tokens and not self._ticket.answered:
+            self._queue.first_token(self._ticket, self._now())
+            self._pump()  # its prompt is out of others' way

@@ -135,7 +135,8 @@ def fits(
     """
     if not capacity.slots:
         return True  # without workers there is nothing to wait for: who looks for one says so
-    if held.requests + others >= capacity.slots + capacity.ahead:
+    # A few may always be there: else routers that came first, and take each slot as it becomes free, keep others out.
+    if held.requests >= max(1, capacity.ahead) and held.requests + others >= capacity.slots + capacity.ahead:
         return False
     if not held.requests:
         return True  # however large it is: nothing that is here will make room

@@ -165,6 +165,12 @@ def test_other_routers_take_places() -> None:
     assert queue.pump(Capacity(slots=4, ahead=1, requests=4), 0.2) == [tickets[2]]
 
 
+def test_no_router_is_kept_out_by_others() -> None:
+    """However full others keep the workers, one request in so many slots may wait there."""
+    full = Capacity(slots=16, ahead=2, requests=30)
+    assert [ticket.state for ticket in fill(a_queue(), full, 3)] == [State.HELD, State.HELD, State.WAITING]
+
+
 def test_own_requests_in_an_old_report_are_nobody_elses() -> None:
     queue, capacity = a_queue(), Capacity(slots=4, ahead=1)
     tickets = fill(queue, capacity, 6)
