@@ -108,13 +108,14 @@ async def test_a_gap_is_made_good_without_losing_the_worker(
     resyncs = value("baton_router_prefix_resyncs_total")
     async with running_router(router_model, decode_targets=addresses(three)) as router:
         await eventually(lambda: value("baton_router_prefix_blocks", tier="decode") == 4)
+        await eventually(lambda: value("baton_workers", tier="decode") == 3)
         with caplog.at_level(logging.INFO):
             holder.skip_sequence = True
             holder.cached.append((b"", [7, *prompt_of(31)]))
             await eventually(lambda: len(holder.prefix_keys) == 2)
             await eventually(lambda: value("baton_router_prefix_blocks", tier="decode") == 6)
         assert value("baton_router_prefix_resyncs_total") == resyncs + 1
-        assert not [record for record in caplog.records if record.getMessage().endswith("is there")]
+        assert not [record for record in caplog.records if record.getMessage() == f"decode {holder.address} is there"]
         for _ in range(4):
             await send(router, 70)
         assert len(holder.requests) == 4
