@@ -10,6 +10,9 @@ from tests.faults.history import Asked, History
 from tests.faults.scenario import Check, Figure, Run
 
 
+_LOST = ("is silent", "is not there", "lost a request")
+
+
 def percentile(values: Iterable[float], share: float) -> float:
     """Nearest rank; 0 for none."""
     ordered = sorted(values)
@@ -81,8 +84,8 @@ def _losses(run: Run, victim: str, since: float) -> Iterator[float]:
             except json.JSONDecodeError:
                 continue
             message = str(entry.get("message", ""))
-            about = address in message or (victim.startswith("prefill") and "prefill lost" in message)
-            if not about or message.endswith("is there"):
+            told = address in message and any(words in message for words in _LOST)
+            if not told and not (victim.startswith("prefill") and "prefill lost" in message):
                 continue
             at = datetime.strptime(entry["time"], "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC).timestamp() - run.wall
             if at >= since - 0.002:
