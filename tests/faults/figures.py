@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from tests.faults.history import Asked, History
 from tests.faults.scenario import Check, Figure, Run
 
-
 _LOST = ("is silent", "is not there", "lost a request")
 
 
