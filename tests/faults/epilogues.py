@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
-from tests.faults.bed import Bed
+from tests.faults.bed import CLIENT, Bed
 from tests.faults.driver import Driver, Load, Manner
 from tests.faults.figures import goodput
 from tests.faults.history import History
@@ -54,26 +55,36 @@ def short_after_cancelled(limit_chunks: float = 1.0, cancelled: int = 10, judged
     return epilogue
 
 
+@contextlib.asynccontextmanager
+async def _doomed(bed: Bed, driver: Driver, streams: int, max_tokens: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A client in a process of its own, with so many long streams under way; it does not outlive the block."""
+    short = [question for question in driver.history.book if len(question.prompt) < 160][:streams]
+    asked = [{"prompt": one.prompt, "sampling": one.sampling | {"max_tokens": max_tokens}} for one in short]
+    client = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.faults.doomed_client", bed.routers()[0], stdin=asyncio.subprocess.PIPE
+    )
+    assert client.stdin is not None
+    try:
+        client.stdin.write(json.dumps(asked).encode() + b"\n")
+        await client.stdin.drain()
+        await _until_holding(bed, "doomed", held=True, seconds=_SOON)
+        assert client.returncode is None, "the client ended before it was killed"
+        yield client
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            client.kill()
+        await client.wait()
+
+
 def killed_client(limit: float = 0.25, streams: int = 8) -> Epilogue:
     """kill -9 a client with streams under way; how long the workers hold what was theirs."""
 
     async def epilogue(bed: Bed, driver: Driver) -> Sequence[Figure]:
-        questions = [q for q in driver.history.book if len(q.answer) >= 16][:streams]
-        asked = [{"prompt": q.prompt, "sampling": q.sampling | {"max_tokens": 400}} for q in questions]
-        client = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.faults.doomed_client", bed.routers()[0], stdin=asyncio.subprocess.PIPE
-        )
-        assert client.stdin is not None
-        client.stdin.write(json.dumps(asked).encode() + b"\n")
-        try:
-            await client.stdin.drain()
-            await _until_holding(bed, "doomed", held=True, seconds=_SOON)
-        finally:
+        async with _doomed(bed, driver, streams, 1500) as client:
             client.kill()
-            await client.wait()
-        began = time.monotonic()
-        await _until_holding(bed, "doomed", held=False, seconds=_SOON)
-        took = time.monotonic() - began
+            began = time.monotonic()
+            await _until_holding(bed, "doomed", held=False, seconds=_SOON)
+            took = time.monotonic() - began
         return [Figure("blocks free after kill -9 of a client", f"<= {limit:g} s", f"{took:.2f} s", took <= limit)]
 
     return epilogue
@@ -83,25 +94,15 @@ def black_holed_client(limit: float = _SOON, streams: int = 4) -> Epilogue:
     """A client's link goes dead in both directions; its router is to notice and stop the work."""
 
     async def epilogue(bed: Bed, driver: Driver) -> Sequence[Figure]:
-        questions = [q for q in driver.history.book if len(q.answer) >= 16][:streams]
-        asked = [{"prompt": q.prompt, "sampling": q.sampling | {"max_tokens": 1800}} for q in questions]
-        client = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.faults.doomed_client", bed.routers()[0], stdin=asyncio.subprocess.PIPE
-        )
-        assert client.stdin is not None
-        link = bed.link("client", next(name for name in bed.topology.services if name.startswith("router")))
-        client.stdin.write(json.dumps(asked).encode() + b"\n")
-        try:
-            await client.stdin.drain()
-            await _until_holding(bed, "doomed", held=True, seconds=_SOON)
+        link = bed.link(CLIENT, next(name for name in bed.topology.services if name.startswith("router")))
+        async with _doomed(bed, driver, streams, 1800):
             link.forward.black_hole = link.backward.black_hole = True
             began = time.monotonic()
-            await _until_holding(bed, "doomed", held=False, seconds=2 * limit)
+            try:
+                await _until_holding(bed, "doomed", held=False, seconds=2 * limit)
+            finally:
+                link.clear()
             took = time.monotonic() - began
-        finally:
-            link.clear()
-            client.kill()
-            await client.wait()
         return [Figure("work stops after a client was cut off", f"<= {limit:g} s", f"{took:.2f} s", took <= limit)]
 
     return epilogue
