@@ -191,12 +191,13 @@ class KillRedis:
 
 
 async def _busy(bed: Bed, name: str) -> None:
-    """Wait until a worker has calls; a while at most: it may get none."""
+    """Wait until a worker has calls, decode two: one may be just ending. A while at most: it may get none."""
     if not name.startswith(("prefill", "decode")):
         return
+    wanted = 2 if name.startswith("decode") else 1
     loop = asyncio.get_running_loop()
     end = loop.time() + _BUSY_SECONDS
     while loop.time() < end:
-        if (await bed.service(name).debug_state()).calls:
+        if len((await bed.service(name).debug_state()).calls) >= wanted:
             return
         await asyncio.sleep(0.005)

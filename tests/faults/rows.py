@@ -35,6 +35,7 @@ _READERS: Final = Topology(flags=(*PLAIN, ("router", ("--max-unsent-tokens", "64
 _AUTO: Final = Topology(
     prefill=1, decode=1, flags=(("prefill", ("--step-tokens", "64")), ("decode", ("--transport", "grpc")))
 )
+_HANDED_OVER: Final = Topology(prefill=1, decode=1, flags=(*_AUTO.flags, ("decode", ("--prefill-placement", "remote"))))
 _LOCAL: Final = Topology(prefill=0, decode=1, flags=(("decode", ("--step-tokens", "64")),))
 _REMOTE: Final = Topology(
     prefill=1, decode=1, flags=(("prefill", ("--step-tokens", "64")), ("decode", ("--prefill-placement", "remote")))
@@ -185,15 +186,21 @@ ROWS: Final = (
         for source, target in (("router-0", "decode-0"), ("router-0", "prefill-0"), ("decode-0", "prefill-0"))
         for direction in ("forward", "backward", "both")
     ),
-    Scenario(
-        "F9",
-        "the handoff link: +50 ms, jitter, 10 Mbit/s",
-        _AUTO,
-        Load(streams=4, seconds=40.0),
-        _LENGTHS,
-        (At(0.0, Slow("decode-0", "prefill-0", 0.05, 0.02, 1.25e6, 40.0)),),
-        (_NO, _F.spacing(1.1), _F.booked(), _F.share_remote()),
-        calm=True,
+    *(
+        Scenario(
+            "F9",
+            f"the handoff link: +50 ms, jitter, 10 Mbit/s; {title}",
+            topology,
+            Load(streams=4, seconds=25.0, prefix_cached=0.0),
+            _LENGTHS,
+            (At(0.0, Slow("decode-0", "prefill-0", 0.05, 0.02, 1.25e6, 25.0)),),
+            (_NO, _F.spacing(1.1), *checks, _F.first_token(0.5)),
+            calm=True,
+        )
+        for title, topology, checks in (
+            ("all prompts remote", _HANDED_OVER, (_F.booked(),)),
+            ("placement by cost", _AUTO, (_F.share_remote(),)),
+        )
     ),
     Scenario(
         "F11",

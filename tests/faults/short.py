@@ -73,7 +73,7 @@ SHORT: Final = (
         "F15",
         "deadlines that pass at any moment",
         load=Load(12, 150, hurried=0.8),
-        checks=(figures.code("hurried", "DEADLINE_EXCEEDED", 0.1),),
+        checks=(figures.code("hurried", "DEADLINE_EXCEEDED", 0.03),),
     ),
     _short(
         "F19",
