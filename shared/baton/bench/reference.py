@@ -9,11 +9,12 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 from pydantic import Field
 
+from baton.rpc.access import Who
 from baton.rpc.errors import Overloaded
 from baton.rpc.interceptor import adopt_request_id
 from baton.rpc.service import Runtime, main
@@ -25,6 +26,8 @@ _MODEL = inference_pb2.Model(name="reference", max_context=8192, vocab_size=1000
 
 class ReferenceSettings(ServiceSettings):
     """`python -m baton.bench.reference`: answers with tokens at known times."""
+
+    serves: ClassVar[Who] = Who.CLIENT
 
     ttft_ms: float = Field(50.0, ge=0, description="receipt to first token")
     itl_ms: float = Field(10.0, ge=0, description="from token to token")
