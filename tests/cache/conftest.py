@@ -13,7 +13,7 @@ import redis
 from baton.cli.redis_server import EmbeddedRedis
 from baton.internal.v1 import response_cache_pb2, response_cache_pb2_grpc
 from baton.rpc.breaker import Breaker
-from baton.rpc.channel import SERVER_OPTIONS
+from baton.rpc.channel import server_options
 from baton.rpc.interceptor import RimInterceptor
 from baton.rpc.service import Runtime
 from baton.v1 import sampling_pb2
@@ -82,7 +82,9 @@ class Cache:
 @contextlib.asynccontextmanager
 async def running_cache(redis_url: str, **settings: object) -> AsyncIterator[Cache]:
     """Start a cache service; without a local tier: what a test does to Redis is seen at once."""
-    server = grpc.aio.server(interceptors=[RimInterceptor()], options=SERVER_OPTIONS)
+    server = grpc.aio.server(
+        interceptors=[RimInterceptor()], options=server_options(CacheSettings().caller_silence_seconds)
+    )
     given: dict[str, object] = {"redis_url": redis_url, "redis_timeout": PATIENT, "local_bytes": 0} | settings
     runtime = Runtime("cache", server)
     async with build(CacheSettings(**given), runtime):  # type: ignore[arg-type]

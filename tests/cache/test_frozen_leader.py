@@ -13,7 +13,7 @@ from baton.rpc.channel import mesh_channel
 from tests.cache.conftest import Cache, cache, cache_key, redis_server  # noqa: F401 fixtures
 
 NOTICED_SECONDS = 20.0
-"""Keepalive takes 7 s; without a bound on its pings, a minute."""
+"""Keepalive takes 2 s; without a bound on its pings, a minute."""
 
 
 async def lead(address: str) -> None:
