@@ -72,20 +72,22 @@ def main(
 
 async def _run(chosen: Sequence[Scenario], console: Console, as_lines: bool, page: bool, seed: int) -> list[Result]:
     results: list[Result] = []
-    books: dict[tuple[Lengths, int], tuple[Question, ...]] = {}
+    books: dict[tuple[Path, Lengths, int], tuple[Question, ...]] = {}
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with (
         tempfile.TemporaryDirectory(prefix="baton-faults-model-") as directory,
         Progress(*columns, console=console) as progress,
     ):
-        model = random_llama(Path(directory), hidden=64, layers=3, context=2048, seed=3)
+        small = random_llama(Path(directory) / "small", hidden=64, layers=3, context=2048, seed=3)
+        wide = random_llama(Path(directory) / "wide", hidden=256, layers=6, context=2048, seed=3)
         bar = progress.add_task("", total=len(chosen))
         for topology, scenarios in groupby(chosen, key=lambda scenario: scenario.topology):
             progress.update(bar, description=f"starting {', '.join(topology.services)}")
+            model = wide if topology.wide else small
             async with running_bed(model, topology) as bed:
                 for scenario in scenarios:
                     progress.update(bar, description=f"{scenario.row} {scenario.title}")
-                    key = (scenario.lengths, scenario.questions)
+                    key = (model, scenario.lengths, scenario.questions)
                     if key not in books:
                         books[key] = questions(model, scenario.questions, scenario.lengths, seed)
                     result = await _perform(scenario, bed, books[key], seed, results)

@@ -37,6 +37,7 @@ class Topology:
     Attributes:
         flags: by tier or by service, what is added to its command line; a tier's come first.
         cache: whether there is a cache service, with a Redis of its own.
+        wide: whether its model is the wider one, whose prompts take long enough to be waited for.
     """
 
     prefill: int = 2
@@ -44,6 +45,7 @@ class Topology:
     routers: int = 1
     cache: bool = False
     flags: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    wide: bool = False
 
     def of(self, name: str) -> tuple[str, ...]:
         """The flags of one service."""

@@ -36,9 +36,12 @@ _AUTO: Final = Topology(
     prefill=1, decode=1, flags=(("prefill", ("--step-tokens", "64")), ("decode", ("--transport", "grpc")))
 )
 _HANDED_OVER: Final = Topology(prefill=1, decode=1, flags=(*_AUTO.flags, ("decode", ("--prefill-placement", "remote"))))
-_LOCAL: Final = Topology(prefill=0, decode=1, flags=(("decode", ("--step-tokens", "64")),))
+_LOCAL: Final = Topology(prefill=0, decode=1, wide=True, flags=(("decode", ("--step-tokens", "64")),))
 _REMOTE: Final = Topology(
-    prefill=1, decode=1, flags=(("prefill", ("--step-tokens", "64")), ("decode", ("--prefill-placement", "remote")))
+    prefill=1,
+    decode=1,
+    wide=True,
+    flags=(("prefill", ("--step-tokens", "64")), ("decode", ("--prefill-placement", "remote"))),
 )
 _F, _NO = figures, figures.failed()
 
