@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import json
 import logging
@@ -38,6 +39,7 @@ SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
 
 _LINGER_SECONDS: Final = 0.25  # in which callers who do not know yet are told to go elsewhere
 _LAST_WORDS_SECONDS: Final = 0.5  # for a status to be written
+_END_SECONDS: Final = 20.0  # after the drain, to free everything; then the process ends itself, and tells where it hung
 _FLUSH_SECONDS: Final = 0.05  # for what was written to be on its way
 
 
@@ -150,6 +152,7 @@ async def _run(name: str, settings: SettingsT, build: Build[SettingsT]) -> int:
         if exporter:
             exporter.close()
         tracing.shutdown()
+        faulthandler.cancel_dump_traceback_later()
     if runtime.failure:
         log.error("stopped: %s", runtime.failure)
         return 1
@@ -194,6 +197,7 @@ async def _serve(
             write_atomically(settings.ready_file, json.dumps(ready))
         await runtime.stopping.wait()
         log.info("draining")
+        faulthandler.dump_traceback_later(settings.drain_seconds + _END_SECONDS, exit=True)
         runtime.draining.set()
         await runtime.set_serving(False)
         # A service that lost its engine has nothing to finish, but its calls are to say so before they end.
