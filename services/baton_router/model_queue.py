@@ -123,7 +123,7 @@ class ModelQueue:
             if not fits(capacity, held, others, ticket.computed_tokens, ticket.kv_tokens, ahead):
                 break
             predicted = self._predict(ticket, capacity)
-            late = self._late(predicted, ticket, now)
+            late = self._late(predicted, ticket, now, len(self._queue) - 1)
             if late is not None:
                 self._queue.remove(ticket)
                 self._refuse(ticket, Shed.DEADLINE, DeadlineUnreachable(late, _SHORTEST_RETRY))
@@ -228,16 +228,24 @@ class ModelQueue:
             )
             self._refuse(ticket, Shed.QUEUE_TIME, error)
             return True
-        late = self._late(self._predict(ticket, capacity), ticket, now, wait)
+        late = self._late(self._predict(ticket, capacity), ticket, now, len(self._queue), wait)
         if late is not None:
             self._refuse(ticket, Shed.DEADLINE, DeadlineUnreachable(late, self._retry(wait)))
         return late is not None
 
-    def _late(self, predicted: float | None, ticket: Ticket, now: float, wait: float = 0.0) -> str | None:
-        """Why its first token would come too late; None: it would not, or nothing is known."""
+    def _late(self, predicted: float | None, ticket: Ticket, now: float, others: int, wait: float = 0.0) -> str | None:
+        """Why its first token would come too late; None: it would not, or nothing is known.
+
+        Args:
+            predicted: seconds from a place to the first token, as workers say.
+            ticket: which.
+            now: seconds.
+            others: requests that wait beside it.
+            wait: seconds until it has a place.
+        """
         if predicted is None:
             return None
-        busy = bool(self.held.requests or self._queue)
+        busy = bool(self.held.requests or others)
         seconds = wait + predicted * (self._ratio.value(now) if busy else _DOUBT)
         left = ticket.deadline() - now
         return (

@@ -260,6 +260,16 @@ def test_hopeless_deadline_is_refused_at_once() -> None:
     assert busy.state is State.HELD
 
 
+@pytest.mark.parametrize(("deadline", "state"), [(0.3, State.HELD), (0.2, State.REFUSED)])
+def test_idle_workers_get_the_benefit_of_the_doubt(deadline: float, state: State) -> None:
+    """They say half a second: what is not hopeless by half is tried, or nothing would tell that they are wrong."""
+    ticket = a_ticket(prompt=500, deadline=deadline)
+    queue = a_queue()
+    queue.enter(ticket, Capacity.of([DECODE]), 0.0)
+    assert ticket.state is state
+    assert queue.idle is (state is State.REFUSED)
+
+
 def test_who_knows_nothing_refuses_nothing() -> None:
     queue = a_queue()
     ticket = a_ticket(prompt=5000, deadline=0.001)
