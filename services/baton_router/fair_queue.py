@@ -44,6 +44,8 @@ class Entry:
     arrived: float = 0.0
     rank: tuple[float, int] = (0.0, 0)
     """Its place within the tenant; set by the queue."""
+    flow: _Flow | None = field(default=None, repr=False)
+    """What was charged when it went; set by the queue."""
 
 
 @dataclass(eq=False, slots=True)
@@ -123,6 +125,7 @@ class FairQueue:
         flow = self._flows[entry.tenant]
         self._virtual = max(self._virtual, flow.virtual)
         flow.virtual += entry.cost / flow.weight
+        entry.flow = flow
         for name, other in list(self._flows.items()):
             if other is not flow and other.entries:
                 # It was passed over because it has all it may have: that is no claim on later.
@@ -130,12 +133,15 @@ class FairQueue:
             self._forget(name, other)
         self.remove(entry)
 
-    def settle(self, tenant: str, tokens: float) -> None:
-        """A tenant took so many tokens more than it was charged; below 0: fewer."""
-        flow = self._flows.get(tenant)
-        if flow is not None:
+    def settle(self, entry: Entry, tokens: float) -> None:
+        """A request that went took so many tokens more than was charged for it; below 0: fewer.
+
+        Nothing comes back of a charge that is forgotten: it would be credit, and others would wait for it.
+        """
+        flow = entry.flow
+        if flow is not None and self._flows.get(entry.tenant) is flow:
             flow.virtual += tokens / flow.weight
-            self._forget(tenant, flow)
+            self._forget(entry.tenant, flow)
 
     def ahead(self, entry: Entry, weight: float) -> float:
         """Tokens that will have gone before a request which comes now, if all others stay and nobody else comes.

@@ -184,7 +184,7 @@ class ModelQueue:
             self._held_by[ticket.tenant] -= 1
             if not self._held_by[ticket.tenant]:
                 del self._held_by[ticket.tenant]
-            self._queue.settle(ticket.tenant, ticket.computed_tokens + ticket.generated - ticket.cost)
+            self._queue.settle(ticket, ticket.computed_tokens + ticket.generated - ticket.cost)
         if ticket.state is not State.REFUSED:
             ticket.state = State.GONE
         self._note_waiting(now)

@@ -163,7 +163,7 @@ def test_what_was_charged_too_much_comes_back() -> None:
     first = queue.head()
     assert first is not None
     queue.take(first)
-    queue.settle(first.tenant, -90.0)
+    queue.settle(first, -90.0)
     served = Counter({first.tenant: 10.0})
     for _ in range(21):
         entry = queue.head()
@@ -171,6 +171,22 @@ def test_what_was_charged_too_much_comes_back() -> None:
         queue.take(entry)
         served[entry.tenant] += 100
     assert abs(served["a"] - served["b"]) <= 200
+
+
+def test_what_was_charged_while_nobody_waited_is_no_credit_later() -> None:
+    """Long answers were expected, none was long, and that shows only when somebody else waits as well."""
+    queue = FairQueue(STEP)
+    early = [an_entry("a", 1000) for _ in range(20)]
+    for entry in early:
+        queue.push(entry, 1)
+        queue.take(entry)
+    for _ in range(40):
+        queue.push(an_entry("a"), 1)
+        queue.push(an_entry("b"), 1)
+    for entry in early:
+        queue.settle(entry, -990.0)
+    order = [entry.tenant for entry in drain(queue)]
+    assert all(abs(order[:n].count("a") - order[:n].count("b")) <= 1 for n in range(80))
 
 
 def test_tokens_ahead() -> None:
