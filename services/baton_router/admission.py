@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -38,10 +39,15 @@ class Admission:
         policy: settings.
         tenants: whose requests there are.
         capacity: of the workers of a model, by fingerprint, as of now.
+        reattach_seconds: a request waits for a worker that may come back. For half of that what waits here stays
+            here, in order; the other half is left to those that have a place.
     """
 
-    def __init__(self, policy: QueuePolicy, tenants: Tenants, capacity: Callable[[str], Capacity]) -> None:
+    def __init__(
+        self, policy: QueuePolicy, tenants: Tenants, capacity: Callable[[str], Capacity], reattach_seconds: float
+    ) -> None:
         self._policy = policy
+        self._absence = reattach_seconds / 2
         self._tenants = tenants
         self._capacity = capacity
         self._queues: dict[str, ModelQueue] = {}
@@ -121,13 +127,17 @@ class Admission:
     def _look(self, fingerprint: str) -> Capacity:
         """The workers as of now, or a moment ago."""
         now = self._now()
-        at, capacity = self._seen.get(fingerprint, (-1.0, Capacity()))
-        if now - at > _FRESH_SECONDS:
-            capacity = self._capacity(fingerprint)
-            if capacity.slots:
-                self._seen[fingerprint] = now, capacity
-            else:
-                self._seen.pop(fingerprint, None)
+        at, last = self._seen.get(fingerprint, (-math.inf, Capacity()))
+        if now - at <= _FRESH_SECONDS:
+            return last
+        capacity = self._capacity(fingerprint)
+        if capacity.slots:
+            self._seen[fingerprint] = now, capacity
+        elif now - at < self._absence:
+            # Without workers all that waits would get a place at once, and come upon the first one that is back.
+            return last
+        else:
+            self._seen.pop(fingerprint, None)
         return capacity
 
     def _pump(self) -> None:

@@ -68,7 +68,12 @@ async def build(settings: RouterSettings, runtime: Runtime) -> AsyncIterator[Non
     )
     replicas = Replicas(targets(settings.cache_target), settings.resolve_seconds)
     cache = ResponseCache(channels, replicas, settings.cache_timeout_seconds, settings.cache_similar_timeout_seconds)
-    admission = Admission(_queue_policy(settings), tenants, lambda fingerprint: _capacity(view, fingerprint))
+    admission = Admission(
+        _queue_policy(settings),
+        tenants,
+        lambda fingerprint: _capacity(view, fingerprint),
+        settings.reattach_seconds,
+    )
     quotas = Quotas(tenants, settings.max_in_flight, asyncio.get_running_loop().time)
     means = Means(tier, admission, cache, settings.max_request_seconds, settings.follow_silence_seconds)
     flights = Flights()
