@@ -30,6 +30,8 @@ _LOOK_SECONDS: Final = 0.05
 """While somebody waits, workers are looked at so often: what others took from them or gave back is only seen there."""
 _FRESH_SECONDS: Final = 0.02
 """So long a look at the workers holds."""
+_FORGET_SECONDS: Final = 10.0
+"""A model that nobody asked for so long, its workers may be gone for good."""
 
 
 class Admission:
@@ -115,6 +117,8 @@ class Admission:
         queue = self._queues.get(fingerprint)
         if queue is None:
             # Models come and go with their workers: one without requests needs no memory.
+            since = self._now() - max(_FORGET_SECONDS, self._absence)
+            self._seen = {name: seen for name, seen in self._seen.items() if seen[0] > since}
             self._queues = {name: other for name, other in self._queues.items() if not other.idle or name in self._seen}
             queue = self._queues[fingerprint] = ModelQueue(
                 self._policy,

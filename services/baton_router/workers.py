@@ -150,6 +150,7 @@ class WorkerView:
                         watches[address] = group.create_task(self._follow_worker(tier, address))
                 for address in set(watches) - set(addresses):
                     watches.pop(address).cancel()
+                    self._complained.pop((tier, address), None)
                 await asyncio.sleep(self._resolve_every)
 
     async def _follow_worker(self, tier: str, target: str) -> None:

@@ -1,4 +1,5 @@
-"""Admission's look at the workers, on a clock of its own: they go for a moment, and for good."""
+"""Admission's look at the workers, on a clock of its own: they go for a moment, and for good, and models with
+them."""
 
 from __future__ import annotations
 
@@ -88,3 +89,17 @@ async def test_what_waits_stays_in_order_while_the_last_worker_is_away(workers: 
         for place in places:
             place.set()
     assert workers.admission.waiting == 0
+
+
+async def test_models_that_nobody_asks_for_are_forgotten(workers: Workers) -> None:
+    """Each release of a model has a fingerprint of its own, and a router outlives many."""
+    admission = workers.admission
+    async with admission.place("held", Ticket(tenant=""), Account()):
+        for number in range(100):
+            workers.models = {str(number): THERE}
+            async with admission.place(str(number), Ticket(tenant=""), Account()):
+                workers.now += 1.0
+        assert "held" in admission._queues
+        assert len(admission._queues) <= 12
+        assert len(admission._seen) <= 12
+    assert {"98", "99"} <= set(admission._queues), "what is learned of those in use stays"

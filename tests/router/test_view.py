@@ -15,10 +15,16 @@ from prometheus_client import REGISTRY
 
 from baton import __version__
 from baton.internal.v1 import observe_pb2, observe_pb2_grpc, worker_pb2
+from baton.rpc.channel import ChannelPool
+from baton.text.model import TextModel
 from baton.v1 import inference_pb2, sampling_pb2
 from baton.worker.digests import BlockDigests
 from baton.worker.protocol import PROTOCOL
+from baton_router import workers as workers_module
+from baton_router.fitness import Refusal, Unfit
+from baton_router.models import Models
 from baton_router.prefixes import Gap, KnownPrefixes
+from baton_router.workers import Unused, WorkerView
 from tests.router.conftest import Router, eventually, running_router
 from tests.router.scripted import ScriptedWorker
 from tests.text.conftest import write_text_model
@@ -235,3 +241,27 @@ def test_a_digest_is_of_salt_key_and_all_before_it() -> None:
     assert chain[:2] == digests.chain(b"s", prompt_of(32), BLOCK)
     other = digests.chain(b"s", [51, *prompt_of(64)[1:]], BLOCK)
     assert not set(chain) & set(other)
+
+
+async def test_addresses_that_a_name_lost_leave_nothing(router_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pods of a release that is not used come and go, each at an address of its own."""
+    addresses = ["10.0.0.0:1"]
+
+    async def resolve(target: str) -> list[str]:
+        return list(addresses)
+
+    async def watch(view: WorkerView, tier: str, target: str) -> None:
+        state = worker_pb2.WatchResponse(incarnation=target)
+        view._refuse(Unused(target, tier, state, Refusal(Unfit.PROTOCOL, "it is of another release")))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            view._drop(tier, target)
+
+    monkeypatch.setattr(workers_module, "resolve_target", resolve)
+    monkeypatch.setattr(WorkerView, "_follow_worker", watch)
+    view = WorkerView(ChannelPool(), Models([TextModel.load(router_model)]), 1.0, 0.001)
+    async with view.watching(["dns:///decode:1"], []):
+        for number in range(5):
+            addresses[:] = [f"10.0.0.{number}:1"]
+            await eventually(lambda: set(view._complained) == {("decode", addresses[0])})
