@@ -34,7 +34,7 @@ from baton.engine.messages import (
     event_decoder,
 )
 from baton.engine.prefix_mirror import PrefixMirror
-from baton.engine.watchdog import Silence, Verdict, processor_delay
+from baton.engine.watchdog import Silence, Verdict, processor_delays
 
 __all__ = ["EngineClient", "EngineDied", "RequestEvent", "RequestHandle"]
 
@@ -184,13 +184,13 @@ class EngineClient:
     ) -> None:
         """Until it answered or is gone, for which it is killed if need be."""
         loop = asyncio.get_running_loop()
-        silence, looked = Silence(interval, processor_delay(self._pid)), loop.time()
+        silence, looked = Silence(interval, processor_delays(self._pid)), loop.time()
         while not asking.done():
             await asyncio.wait([asking], timeout=interval)
             if asking.done():
                 return
             now = loop.time()
-            silence.looked(now - looked, processor_delay(self._pid))
+            silence.looked(now - looked, processor_delays(self._pid))
             looked = now
             verdict = silence.verdict(allowed, self._longest_step)
             if verdict is not Verdict.WAIT and not self.stalled:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+_PROC: Final = Path("/proc")
 _STEPS_TO_STALL: Final = 5
 _STEPS_TO_HANG: Final = 10
 _STALL_SHARE: Final = 0.5  # of the silence that is allowed
@@ -29,22 +31,23 @@ class Silence:
 
     Args:
         interval: seconds between two looks, if we get to them in time.
-        delay: seconds the engine had waited for a processor, when it was asked.
+        delays: seconds each of the engine's threads had waited for a processor, when it was asked.
     """
 
     interval: float
-    delay: float
+    delays: Mapping[int, float]
     seconds: float = 0.0
 
-    def looked(self, elapsed: float, delay: float) -> None:
-        """Another look: nothing came.
+    def looked(self, elapsed: float, delays: Mapping[int, float]) -> None:
+        """Another look: nothing came. A step waits for its slowest thread, so what one thread waited is granted.
 
         Args:
             elapsed: seconds since the last one.
-            delay: seconds the engine has waited for a processor since it started.
+            delays: seconds each of the engine's threads has waited for a processor since it started. One that was not
+                there at the last look counts from this one.
         """
-        starved = max(0.0, delay - self.delay)
-        self.delay = max(self.delay, delay)
+        starved = max((delay - self.delays.get(thread, delay) for thread, delay in delays.items()), default=0.0)
+        self.delays = delays
         self.seconds += max(0.0, min(elapsed, 2 * self.interval) - starved)
 
     def verdict(self, allowed: float, longest_step: float) -> Verdict:
@@ -61,15 +64,19 @@ class Silence:
         return Verdict.WAIT
 
 
-def processor_delay(pid: int) -> float:
-    """Seconds the threads of a process were ready to run and did not get to; of the thread that waited longest.
+def processor_delays(pid: int) -> dict[int, float]:
+    """Seconds each thread of a process was ready to run and did not get to, by thread id.
 
-    A step waits for its slowest thread. 0 where the kernel does not tell, or the process is gone.
+    Without the threads that end meanwhile. Empty where the kernel does not tell, or the process is gone.
     """
-    longest = 0
+    delays: dict[int, float] = {}
     try:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            longest = max(longest, int((task / "schedstat").read_text().split()[1]))
-    except (OSError, ValueError, IndexError):
-        return 0.0
-    return longest / 1e9
+        threads = list((_PROC / str(pid) / "task").iterdir())
+    except OSError:
+        return delays
+    for thread in threads:
+        try:
+            delays[int(thread.name)] = int((thread / "schedstat").read_text().split()[1]) / 1e9
+        except (OSError, ValueError, IndexError):
+            continue
+    return delays

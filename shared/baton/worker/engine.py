@@ -79,15 +79,14 @@ async def running_engine(settings: WorkerSettings, runtime: Runtime, meter: Step
         raise CannotStart(str(error)) from error
     log.info("self-test passed", extra={"exact": engine.exact})
     engine.on_report.append(meter.learn)
-    watching = [
-        asyncio.create_task(_fail_with(engine, runtime)),
-        asyncio.create_task(engine.check_alive(settings.engine_silence_seconds, stalled)),
-    ]
+    watching = [asyncio.create_task(_fail_with(engine, runtime))]
     try:
         try:
             await warm_up(engine, meter, settings.step_tokens)
         except (EngineError, EngineDied) as error:
             raise CannotStart(str(error)) from error
+        # Not before: while only short steps are known, the first long one would look like silence.
+        watching.append(asyncio.create_task(engine.check_alive(settings.engine_silence_seconds, stalled)))
         engine.on_report.append(_record)
         yield engine
     finally:
