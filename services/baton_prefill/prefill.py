@@ -25,7 +25,7 @@ from baton.engine.client import EngineClient, EngineDied, RequestHandle
 from baton.engine.messages import Failed, KvReady, Output, Progress, Role, Submit
 from baton.handoff import transport
 from baton.handoff.encoding import Message, serialize
-from baton.handoff.sender import CallerLeft, KvSender
+from baton.handoff.sender import STALL_SECONDS, CallerLeft, CallerSilent, KvSender
 from baton.handoff.wire import WIRE_VERSION, largest_chunk, layer_table
 from baton.internal.v1 import kv_pb2, prefill_pb2, prefill_pb2_grpc
 from baton.rpc.errors import (
@@ -36,6 +36,7 @@ from baton.rpc.errors import (
     WorkerLost,
 )
 from baton.rpc.interceptor import current_request_id
+from baton.rpc.patience import patience
 from baton.rpc.service import Runtime
 from baton.rpc.start import receive_start
 from baton.telemetry import tracing
@@ -94,7 +95,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
         )
         with self._calls.track(start.request_id):
             # Left in this order: nobody feeds or listens, the lease ends, the slot is freed.
-            async with self._engine.request(submit) as handle:
+            async with self._begun(submit) as handle:
                 with self._offers.to(start.transports, start.mapped_memory) as accepted:
                     sender = self._sender(start, accepted)
                     feed, listen = _feed(handle, sender, timeline), _listen(request_iterator, sender, accepted)
@@ -102,14 +103,28 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServicer):
                         with tracing.phase("kv send") as span:
                             try:
                                 async for message in sender.messages():
-                                    yield message
+                                    # One that the caller does not take in time ends the call as a cancelled one: the
+                                    # rim is cancelled in its write, and no status would get past the message.
+                                    async with patience(STALL_SECONDS):
+                                        yield message
                             except CallerLeft:
                                 raise InvalidArgument(
                                     "choice", "no transport or too little credit when the caller closed"
                                 ) from None
+                            except CallerSilent as error:
+                                raise Unavailable(str(error)) from None
                             finally:
                                 span.set(_attributes(sender))
         yield prefill_pb2.PrefillResponse(done=sender.done())
+
+    @asynccontextmanager
+    async def _begun(self, submit: Submit) -> AsyncIterator[RequestHandle]:
+        """The request in the engine. One that died before it had it says nothing about the request."""
+        try:
+            async with self._engine.request(submit) as handle:
+                yield handle
+        except EngineDied as error:
+            raise Unavailable(str(error), retry_after=0.0) from error  # later ones end in the feed
 
     def _sender(self, start: prefill_pb2.Start, accepted: prefill_pb2.PrefillAccepted) -> KvSender:
         """What sends the prompt's KV, PrefillAccepted first."""

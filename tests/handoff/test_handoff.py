@@ -15,7 +15,7 @@ from baton.handoff import sender as sender_module
 from baton.handoff import wire
 from baton.handoff.encoding import Message, deserialize, serialize
 from baton.handoff.receiver import KvReceiver
-from baton.handoff.sender import CallerLeft, KvSender, make_chunk
+from baton.handoff.sender import CallerLeft, CallerSilent, KvSender, make_chunk
 from baton.handoff.wire import Chunk, HandoffCorrupt
 from baton.internal.v1 import kv_pb2, prefill_pb2
 from baton.v1 import inference_pb2
@@ -319,6 +319,48 @@ async def test_a_caller_that_leaves_too_early_is_told() -> None:
         sender.close()
         with pytest.raises(CallerLeft):
             await anext(sender.messages())
+
+
+async def test_a_caller_that_falls_silent_is_given_up_and_one_that_gets_on_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sender_module, "STALL_SECONDS", 0.3)
+    layout, source = pool(13)
+
+    def started(transport: inference_pb2.Transport.ValueType) -> tuple[KvSender, asyncio.Task[None]]:
+        async def drain(sender: KvSender) -> None:
+            async for _ in sender.messages():
+                pass
+
+        sender = KvSender(layout, memoryview(source), 64, credit_bytes=1)
+        if transport:
+            sender.choose(transport)
+        for layer in range(len(LAYERS)):
+            sender.ready(0, layer, 0, 64)
+        return sender, asyncio.create_task(drain(sender))
+
+    unchosen, no_choice = started(inference_pb2.TRANSPORT_UNSPECIFIED)
+    slow, no_credit = started(inference_pb2.TRANSPORT_GRPC)
+    _, no_token = started(inference_pb2.TRANSPORT_GRPC)
+    unchosen.finish()
+    slow.finish()
+    for _ in range(12):  # twice as long as silence may last
+        await asyncio.sleep(0.05)
+        slow.credit(1)
+    assert not no_credit.done()
+    for waiting in (no_choice, no_credit):
+        with pytest.raises(CallerSilent, match=r"0\.3 s"):
+            await asyncio.wait_for(waiting, 30)
+    assert not no_token.done()  # that is up to the engine
+    no_token.cancel()
+
+    # Who reads the pool is given the time to read it.
+    reading, no_end = started(inference_pb2.TRANSPORT_SHM)
+    monkeypatch.setattr(sender_module, "SLOWEST_READ", 1.0)
+    reading.finish()
+    assert not (await asyncio.wait([no_end], timeout=0.6))[0]
+    reading.close()
+    await asyncio.wait_for(no_end, 30)
 
 
 def test_the_wire_is_protobuf() -> None:

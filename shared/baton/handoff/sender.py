@@ -15,6 +15,7 @@ from baton.handoff import codec
 from baton.handoff.encoding import Message
 from baton.handoff.wire import Chunk, StreamDigest, chunk_checksum, chunk_tokens, first_moved, range_checksum
 from baton.internal.v1 import kv_pb2, prefill_pb2
+from baton.rpc.patience import patience
 from baton.v1 import inference_pb2
 
 
@@ -34,6 +35,18 @@ RANGES_BYTES = 8 * 1024 * 1024
 
 _WORTH_TELLING: Final = 2 * 1024 * 1024
 """Fewer KV bytes of a step wait for its next layers: a message costs as much as to copy them."""
+
+STALL_SECONDS: Final = 10.0
+"""Longest wait for a sign that the caller still takes KV, once all of it is ready. A caller whose event loop hangs
+answers keepalive pings, and would hold its slot until the deadline. One that lives gives up a silent call, or gets on,
+several times sooner."""
+
+SLOWEST_READ: Final = 100e6
+"""KV bytes per second, of a gigabit link. Who reads the pool says nothing until it has read all it was told of."""
+
+
+class CallerSilent(Exception):
+    """The caller has neither said nor taken anything for as long as one that lives may take."""
 
 
 class CallerLeft(Exception):
@@ -166,6 +179,7 @@ class KvSender:
 
         Raises:
             CallerLeft: what is queued can never be sent.
+            CallerSilent: everything is ready, and nothing can be sent before the caller says something.
         """
         while True:
             if self._failure is not None:
@@ -180,7 +194,20 @@ class KvSender:
                 return
             else:
                 self._changed.clear()
+                await self._wait()
+
+    async def _wait(self) -> None:
+        """Until something has changed; once everything is ready, that is up to the caller alone."""
+        if not self._finished:
+            await self._changed.wait()
+            return
+        by_call = self.transport in (inference_pb2.TRANSPORT_UNSPECIFIED, inference_pb2.TRANSPORT_GRPC)
+        seconds = STALL_SECONDS if by_call else STALL_SECONDS + self.digest.bytes / SLOWEST_READ
+        try:
+            async with patience(seconds):
                 await self._changed.wait()
+        except TimeoutError:
+            raise CallerSilent(f"the caller said nothing for {seconds:g} s") from None
 
     def _next_kv(self) -> Message | None:
         """The next message with KV in it, or its places; None: none may go."""
