@@ -49,12 +49,14 @@ def remote() -> Check:
     return check
 
 
-def longest_pause() -> Check:
-    """The longest silence in a stream of a patient client; only told."""
+def longest_pause(limit: float | None = None) -> Check:
+    """The longest silence in a stream of a patient client; without a limit only told."""
+    wanted = "" if limit is None else f"<= {limit:g} s"
 
     def check(run: Run) -> Figure:
         pauses = [pause for asked in _patient(run.history) for _, pause in asked.gaps()]
-        return Figure("longest pause of a stream", "", f"{max(pauses, default=0.0):.2f} s")
+        longest = max(pauses, default=0.0)
+        return Figure("longest pause of a stream", wanted, f"{longest:.2f} s", limit is None or longest <= limit)
 
     return check
 

@@ -170,7 +170,7 @@ ROWS: Final = (
         Load(64, seconds=18.0, resumes=True, ping_seconds=1.0),
         _LENGTHS,
         (At(0.2, Hang("router-0", 10.0)),),
-        (_NO, _F.longest_pause()),
+        (_NO, _F.longest_pause(3.0)),
     ),
     *(
         _noticed("F7", victim, "stop the engine of", StopEngine(victim, 15.0), 3.0, _TWO_ROUTERS)
