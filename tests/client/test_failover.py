@@ -172,6 +172,24 @@ def test_progress_begins_the_patience_anew() -> None:
     assert failover.moves == 10
 
 
+def test_a_router_that_was_at_work_for_long_begins_the_patience_anew() -> None:
+    """As of an answer in one piece, of which nothing is seen before its end."""
+    clock = Clock()
+    failover = Failover(Routers(2), None, clock)
+    for _ in range(3):
+        assert failover.lost(UNAVAILABLE) == 0
+        clock.now += 60
+    with pytest.raises(BatonRpcError):
+        failover.lost(UNAVAILABLE)
+    failover = Failover(Routers(2), None, clock)
+    failover.lost(UNAVAILABLE)
+    clock.now += 60
+    failover.lost(UNAVAILABLE)
+    clock.now += PATIENCE_SECONDS
+    with pytest.raises(BatonRpcError):
+        failover.lost(UNAVAILABLE)
+
+
 def test_the_deadline_is_one_for_all_routers() -> None:
     clock = Clock()
     failover = Failover(Routers(2), 3.0, clock)

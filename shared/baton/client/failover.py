@@ -60,7 +60,9 @@ class Failover:
     """One request's way over the routers.
 
     A router that cannot be reached, stops, or has no worker, is left for the next one at once. When all were asked in
-    vain there is a pause before the next round, and an end after `PATIENCE_SECONDS` without progress.
+    vain there is a pause before the next round, and an end after `PATIENCE_SECONDS` without progress. One that is lost
+    after more than that was at work until then, as it is on an answer in one piece: the patience begins anew, so often
+    as there are routers, lest a request that takes one down after the other goes on for ever.
 
     Args:
         routers: of the client.
@@ -78,6 +80,8 @@ class Failover:
         self._deadline = None if timeout is None else now() + timeout
         self._failures = 0  # in a row
         self._failing_since = 0.0
+        self._asked_at = now()
+        self._renewals = 0  # of the patience, without progress
         self.router = routers.first
         self.moves = 0
 
@@ -87,7 +91,7 @@ class Failover:
 
     def progressed(self) -> None:
         """The router that was asked got it further."""
-        self._failures = 0
+        self._failures = self._renewals = 0
 
     def lost(self, error: BatonRpcError) -> float:
         """The router that was asked is lost: `router` is the next one.
@@ -101,6 +105,9 @@ class Failover:
         if self._routers.count == 1 or error.code not in _ELSEWHERE:
             raise error
         now = self._now()
+        if self._failures and now - self._asked_at > PATIENCE_SECONDS and self._renewals < self._routers.count:
+            self._failures = 0
+            self._renewals += 1
         if not self._failures:
             self._failing_since = now
         self._failures += 1
@@ -111,4 +118,5 @@ class Failover:
             raise error
         self.router = self._routers.after(self.router)
         self.moves += 1
+        self._asked_at = now + pause
         return pause
