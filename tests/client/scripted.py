@@ -61,6 +61,7 @@ class ScriptedInference(inference_pb2_grpc.InferenceServicer):
         if request.text == "invalid":
             raise InvalidArgument("sampling.top_p", "must be in (0, 1]")
         if request.text == "hang":
+            self.hanging.set()
             await asyncio.sleep(60)
         if self.lose_after is not None:
             raise self.lose_word

@@ -131,6 +131,28 @@ def test_closing_ends_it_wherever_it_is(servers: list[ScriptedServer]) -> None:
     assert len(first.inference.requests) == 1, "a stream that was closed is not resumed"
 
 
+@pytest.mark.parametrize("way", ["stream", "whole"])
+def test_closing_the_client_ends_what_another_thread_waits_for(way: str, servers: list[ScriptedServer]) -> None:
+    client = Client(target(servers))
+    caught: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            _ = client.stream("hang").answer if way == "stream" else client.generate("hang")
+        except (BatonRpcError, ValueError) as error:
+            caught.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert servers[0].inference.hanging.wait(10)
+    client.close()
+    reader.join(10)
+    (error,) = caught
+    assert isinstance(error, BatonRpcError)
+    assert error.code is grpc.StatusCode.CANCELLED
+    assert servers[1].inference.requests == []
+
+
 def test_a_stream_can_be_resumed_by_hand(servers: list[ScriptedServer]) -> None:
     with Client(servers[0].target) as client:
         with client.stream("Once", seed=7, resume_from=[1, 2]) as stream:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self, TypeVar, Unpack
@@ -43,7 +42,15 @@ class AnswerStream(Iterator[Chunk]):
     pause.
     """
 
-    def __init__(self, open_call: _Open, request: StreamRequest, failover: Failover, metadata: Metadata) -> None:
+    def __init__(
+        self,
+        open_call: _Open,
+        request: StreamRequest,
+        failover: Failover,
+        metadata: Metadata,
+        client_closed: threading.Event,
+    ) -> None:
+        self._client_closed = client_closed
         self._open = open_call
         self._request = request
         self._failover = failover
@@ -102,10 +109,15 @@ class AnswerStream(Iterator[Chunk]):
 
     def _go_on(self, error: BatonRpcError) -> None:
         """Get the rest from another router; raises the error if there is none to be had."""
-        if self._closed.is_set() or self._closed.wait(self._failover.lost(error)):
+        if self._closed.is_set() or self._client_closed.is_set() or self._closed.wait(self._failover.lost(error)):
             raise error
         request, metadata = self._collector.resumed(self._request, self._metadata)
-        self._call = self._open(self._failover.router, request, self._failover.timeout(), metadata)
+        try:
+            self._call = self._open(self._failover.router, request, self._failover.timeout(), metadata)
+        except ValueError:
+            if self._client_closed.is_set():
+                raise error from None  # the channel is closed
+            raise
         self._messages = iter(self._call)
         if self._closed.is_set():
             self._call.cancel()  # closed by another thread meanwhile
@@ -158,6 +170,7 @@ class Client:
             self._channels = [grpc.secure_channel(one, credentials, options=options) for one in targets]
         self._stubs = [inference_pb2_grpc.InferenceStub(channel) for channel in self._channels]
         self._routers = Routers(len(targets))
+        self._closed = threading.Event()
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Answer:
         """Continue a prompt.
@@ -219,6 +232,7 @@ class Client:
 
     def close(self) -> None:
         """Cancel what runs and free the connections."""
+        self._closed.set()  # first: what is cancelled does not go on at another router
         for channel in self._channels:
             channel.close()
 
@@ -239,11 +253,18 @@ class Client:
         """An answer in one piece; of a router that is lost nothing came, so the next one begins anew."""
         failover = Failover(self._routers, request.timeout(options, self._timeout))
         metadata = request.metadata(options, self._metadata)
+        lost: BatonRpcError | None = None
         while True:
             try:
                 return method(self._stubs[failover.router])(message, timeout=failover.timeout(), metadata=metadata)
             except grpc.RpcError as error:
-                time.sleep(failover.lost(wrap(error)))
+                lost = wrap(error)
+                if self._closed.is_set() or self._closed.wait(failover.lost(lost)):
+                    raise lost from error
+            except ValueError:
+                if lost is not None and self._closed.is_set():
+                    raise lost from None  # the channel is closed
+                raise
 
     def _streamed(
         self,
@@ -255,4 +276,4 @@ class Client:
             return method(self._stubs[router])(request, timeout=timeout, metadata=metadata)
 
         failover = Failover(self._routers, request.timeout(options, self._timeout))
-        return AnswerStream(open_call, message, failover, request.metadata(options, self._metadata))
+        return AnswerStream(open_call, message, failover, request.metadata(options, self._metadata), self._closed)
