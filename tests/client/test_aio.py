@@ -49,6 +49,21 @@ async def test_cancelling_the_reader_cancels_the_call(server: Any) -> None:
         assert await asyncio.to_thread(server.inference.cancelled.wait, 5)
 
 
+@pytest.mark.parametrize("way", ["stream", "client", "whole"])
+async def test_closing_it_from_elsewhere_does_not_look_like_a_cancelled_task(server: Any, way: str) -> None:
+    async with AsyncClient(server.target) as client:
+        stream = client.stream("hang")
+        reader = asyncio.ensure_future(client.generate("hang") if way == "whole" else stream.answer())
+        assert await asyncio.to_thread(server.inference.hanging.wait, 5)
+        await asyncio.sleep(0)
+        if way == "stream":
+            stream.close()
+        else:
+            await client.close()
+        with pytest.raises(BatonRpcError, match="CANCELLED"):
+            await asyncio.wait_for(reader, 5)
+
+
 async def test_errors_are_unpacked(server: Any) -> None:
     async with AsyncClient(server.target) as client:
         with pytest.raises(BatonRpcError) as caught:

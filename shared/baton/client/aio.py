@@ -35,6 +35,12 @@ class _Open(Protocol):
     def __call__(self, router: int, request: StreamRequest, timeout: float | None, metadata: Metadata) -> _Call: ...
 
 
+def _task_cancelled() -> bool:
+    """Whether the current task is, and not just the call it waits for: gRPC raises the same for both."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
 class AsyncAnswerStream(AsyncIterator[Chunk]):
     """A streamed answer: iterate for its chunks, then await `answer()`.
 
@@ -93,7 +99,12 @@ class AsyncAnswerStream(AsyncIterator[Chunk]):
         except StopAsyncIteration:
             self._answer = self._collector.finished()
             raise
-        except (asyncio.CancelledError, BatonRpcError):
+        except asyncio.CancelledError:
+            self.close()
+            if _task_cancelled():
+                raise
+            raise BatonRpcError(grpc.StatusCode.CANCELLED, "the stream was closed") from None
+        except BatonRpcError:
             self.close()
             raise
 
@@ -227,6 +238,10 @@ class AsyncClient:
                 return await call
             except grpc.RpcError as error:
                 await asyncio.sleep(failover.lost(wrap(error)))
+            except asyncio.CancelledError:
+                if _task_cancelled():
+                    raise
+                raise BatonRpcError(grpc.StatusCode.CANCELLED, "the client was closed") from None
 
     def _streamed(
         self,
