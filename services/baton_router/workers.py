@@ -206,18 +206,22 @@ class WorkerView:
                 raise
             finally:
                 call.cancel()
-                self._drop(tier, target)
+                self._drop(tier, target, worker)
 
     def _take(self, tier: str, target: str, worker: Worker | None, state: worker_pb2.WatchResponse) -> Worker | None:
         """Account for a state message; returns the worker, None if it cannot be used."""
         if worker is None or worker.state.incarnation != state.incarnation:
-            self._drop(tier, target)
+            self._drop(tier, target, worker)
             if (refused := refusal(tier, state, self._models)) is not None:
                 self._refuse(Unused(target, tier, state, refused))
                 return None
             model = self._models.of(state.model)
             assert model is not None, "a worker of no model is refused"
             worker = Worker(target, model.name, state)
+            there = self._workers[tier].get(target)
+            if there is not None and there.state.incarnation != state.incarnation:
+                del self._workers[tier][target]  # of the process before, whose watch has yet to end
+        if target not in self._workers[tier]:
             self._workers[tier][target] = worker
             log.info("%s %s is there", tier, target, extra={"fingerprint": state.model.fingerprint})
             self._announce()
@@ -237,11 +241,20 @@ class WorkerView:
             log.error("%s %s is not used: %s", unused.tier, unused.target, unused.refusal.message)
         self._count()
 
-    def _drop(self, tier: str, target: str) -> None:
+    def _drop(self, tier: str, target: str, worker: Worker | None) -> None:
+        """A watch ends; its worker, if it had one, leaves the view.
+
+        Two targets may mean one address. Each has its watch and its worker then, of which one is in the view; the
+        other's next word puts it there in its place.
+        """
         if self._unused.pop((tier, target), None) is not None:
             self._count()
-        if (worker := self._workers[tier].pop(target, None)) is not None:
-            PREFIX_BLOCKS.labels(tier).dec(len(worker.prefixes))
+        if worker is None:
+            return
+        PREFIX_BLOCKS.labels(tier).dec(len(worker.prefixes))
+        worker.prefixes.forget()
+        if self._workers[tier].get(target) is worker:
+            del self._workers[tier][target]
             self._announce()
 
     def _announce(self) -> None:

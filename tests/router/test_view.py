@@ -179,6 +179,42 @@ async def test_workers_come_and_go(router_model: Path, worker: ScriptedWorker) -
         await send(router, 20)
 
 
+class Names:
+    """A name server: the addresses of a name, and how often it was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **names: list[str]) -> None:
+        self.names = names
+        self.looks = 0
+        monkeypatch.setattr("baton_router.workers.resolve_target", self._resolve)
+
+    async def _resolve(self, target: str) -> list[str]:
+        self.looks += 1
+        return self.names[target.removeprefix("dns:///").partition(":")[0]]
+
+    async def say(self, name: str, addresses: list[str]) -> None:
+        """From now on, and wait until the router must know."""
+        self.names[name] = addresses
+        seen = self.looks + 2 * len(self.names)
+        await eventually(lambda: self.looks > seen)
+
+
+@pytest.mark.parametrize("leaves", ["a", "b"])
+async def test_an_address_of_two_names_stays_while_one_has_it(
+    router_model: Path, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch, leaves: str
+) -> None:
+    names = Names(monkeypatch, a=[worker.address], b=[worker.address])
+    targets = "dns:///a:1,dns:///b:1"
+    async with running_router(router_model, decode_targets=targets, resolve_seconds=0.05) as router:
+        await eventually(lambda: len(worker.prefix_keys) == 2)
+        await eventually(lambda: value("baton_workers", tier="decode") == 1)
+        await names.say(leaves, [])
+        await eventually(lambda: value("baton_workers", tier="decode") == 1)
+        await send(router, 20)
+        await names.say("b" if leaves == "a" else "a", [])
+        await eventually(lambda: value("baton_workers", tier="decode") == 0)
+    assert value("baton_router_prefix_blocks", tier="decode") == 0
+
+
 async def test_several_models_behind_one_router(router_model: Path, tmp_path: Path) -> None:
     other_model = write_text_model(tmp_path / "other", context=96)
     tokenizer = other_model / "tokenizer.json"
@@ -256,7 +292,7 @@ async def test_addresses_that_a_name_lost_leave_nothing(router_model: Path, monk
         try:
             await asyncio.Event().wait()
         finally:
-            view._drop(tier, target)
+            view._drop(tier, target, None)
 
     monkeypatch.setattr(workers_module, "resolve_target", resolve)
     monkeypatch.setattr(WorkerView, "_follow_worker", watch)
