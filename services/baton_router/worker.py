@@ -21,7 +21,7 @@ class Cancellable(Protocol):
 
 
 class Worker:
-    """One worker process, from its first state message until it leaves the view.
+    """One worker process, from its first state message until it leaves the view and nothing runs there.
 
     Args:
         target: its address.
@@ -88,6 +88,11 @@ class Worker:
             cached_tokens=seen.cached_tokens if self.prefixes.told else None,
             fallback=fallback,
         )
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything of this router is there."""
+        return bool(self._calls) or len(self.in_flight) > 0
 
     @contextmanager
     def holding(self, prompt_tokens: int, kv_tokens: int) -> Iterator[Sent]:

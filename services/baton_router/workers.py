@@ -2,7 +2,8 @@
 
 A worker is in the view exactly while its stream speaks. One that falls silent is lost: calls running there are
 cancelled by the view, because a hung process keeps its connections. One whose stream ends or fails is only taken out of
-the view: its calls find out by themselves, and a draining worker still finishes them.
+the view: its calls find out by themselves, and a draining worker still finishes them. If the same process comes back,
+they are its calls as before; if it says nothing when it is watched anew, they are cancelled, too.
 
 Each tier is one pool; which model a worker serves is known from its tokenizer and name, and which of them may continue
 each other's requests from their fingerprints. Workers that cannot be used are known as well, with the reason.
@@ -81,6 +82,7 @@ class WorkerView:
         self._resolve_every = resolve_every
         self._prefix_key = prefix_key
         self._workers: dict[str, dict[str, Worker]] = {"decode": {}, "prefill": {}}
+        self._left: dict[tuple[str, str], Worker] = {}  # out of the view, with calls that run there
         self._unused: dict[tuple[str, str], Unused] = {}
         self._complained: dict[tuple[str, str], tuple[str, Unfit]] = {}
         self._changed = asyncio.Event()
@@ -201,8 +203,9 @@ class WorkerView:
                         messages = aiter(call)
                     yield
             except TimeoutError:
-                if worker is not None:
-                    worker.silent()
+                for silent in (worker, self._left.pop((tier, target), None)):
+                    if silent is not None:
+                        silent.silent()
                 raise
             finally:
                 call.cancel()
@@ -217,7 +220,7 @@ class WorkerView:
                 return None
             model = self._models.of(state.model)
             assert model is not None, "a worker of no model is refused"
-            worker = Worker(target, model.name, state)
+            worker = self._returned(tier, target, state) or Worker(target, model.name, state)
             there = self._workers[tier].get(target)
             if there is not None and there.state.incarnation != state.incarnation:
                 del self._workers[tier][target]  # of the process before, whose watch has yet to end
@@ -230,6 +233,13 @@ class WorkerView:
         if other:
             self._announce()
         return worker
+
+    def _returned(self, tier: str, target: str, state: worker_pb2.WatchResponse) -> Worker | None:
+        """The worker that left the view while calls ran there, if it is the same process."""
+        left = self._left.get((tier, target))
+        if left is None or left.state.incarnation != state.incarnation:
+            return None
+        return self._left.pop((tier, target))
 
     def _refuse(self, unused: Unused) -> None:
         """Keep a worker for those who ask why it is not used; the log is told once of each process and reason."""
@@ -256,6 +266,9 @@ class WorkerView:
         if self._workers[tier].get(target) is worker:
             del self._workers[tier][target]
             self._announce()
+        self._left = {key: left for key, left in self._left.items() if left.busy and not left.hung}
+        if worker.busy and not worker.hung:
+            self._left[tier, target] = worker
 
     def _announce(self) -> None:
         self._count()

@@ -215,6 +215,30 @@ async def test_an_address_of_two_names_stays_while_one_has_it(
     assert value("baton_router_prefix_blocks", tier="decode") == 0
 
 
+@pytest.mark.parametrize("spoke", [True, False])
+async def test_what_began_before_a_worker_left_the_view_ends_when_it_is_silent(
+    router_model: Path, three: list[ScriptedWorker], monkeypatch: pytest.MonkeyPatch, spoke: bool
+) -> None:
+    held, other, _ = three
+    held.gate.clear()
+    names = Names(monkeypatch, a=[held.address])
+    settings = {"decode_targets": "dns:///a:1", "resolve_seconds": 0.05, "worker_silence_seconds": 1.0}
+    async with running_router(router_model, **settings) as router:  # type: ignore[arg-type]
+        await eventually(lambda: value("baton_workers", tier="decode") == 1)
+        sending = asyncio.create_task(send(router, 20))
+        await eventually(lambda: held.live == 1)
+        await names.say("a", [other.address])
+        if spoke:
+            await names.say("a", [held.address, other.address])
+            await eventually(lambda: value("baton_workers", tier="decode") == 2)
+        held.hanging.set()
+        await names.say("a", [held.address, other.address])
+        assert not sending.done()
+        await asyncio.wait_for(sending, 20)
+        await eventually(lambda: held.live == 0)
+    assert (len(held.requests), len(other.requests)) == (1, 1)
+
+
 async def test_several_models_behind_one_router(router_model: Path, tmp_path: Path) -> None:
     other_model = write_text_model(tmp_path / "other", context=96)
     tokenizer = other_model / "tokenizer.json"
