@@ -57,7 +57,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     async def Watch(
         self, request: worker_pb2.WatchRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[worker_pb2.WatchResponse]:
-        """The state at once, then whenever it moved, at least every interval, until the worker stops.
+        """The state at once, then whenever it moved, at least every interval, until the worker stops: of
+        one that drains, until its calls are over.
 
         Raises:
             InvalidArgument: the key is too short or too long.
@@ -67,8 +68,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         last: worker_pb2.WatchResponse | None = None
         with ExitStack() as stack:
             feed = self._feed(request.prefix_key, stack)
-            # The stream ends with the process: it must not hold the drain up.
-            while not self._runtime.draining.is_set():
+            # Who watches is to find out that it hangs while it drains, too. The drain waits for the calls in any
+            # case, and cuts this off with those that do not finish.
+            while not self._runtime.draining.is_set() or self._calls.ids():
                 state = self.state()
                 changes = feed.changes() if feed is not None else None
                 if state != last or changes is not None or silent >= interval:
