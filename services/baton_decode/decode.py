@@ -134,8 +134,8 @@ class DecodeServicer(decode_pb2_grpc.DecodeServicer):
                 run.placement = inference_pb2.PLACEMENT_LOCAL
                 run.computed_here = decision
                 self._placer.computing_here(decision)
-                run.computing = True
                 handle.compute_here(run.generated)
+                run.computing = True
                 return
             candidates = [candidate for candidate in candidates if candidate.target != decision.target]
             try:
@@ -182,8 +182,8 @@ class DecodeServicer(decode_pb2_grpc.DecodeServicer):
                             raise PrefillLost(f"{target} sent no first token")
                         else:
                             run.transport = handoff.transport
-                            run.computing = True
                             handle.commit(run.generated)
+                            run.computing = True
             except PrefillLost:
                 if first is None:
                     run.timeline.book(ledger_pb2.HOP_PREFILL, handoff.progress)  # what is known of its time

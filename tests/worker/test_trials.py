@@ -65,6 +65,30 @@ async def test_the_verdict_stands_while_they_leave_one_by_one() -> None:
         assert trials.blame(None, computed=True) is Blame.NONE
 
 
+async def test_of_two_on_trial_the_last_to_ask_is_not_guilty_for_being_left() -> None:
+    trials = Trials(0.02)
+    with ExitStack() as stack:
+        with trials.suspect(0) as stuck:
+            second = stack.enter_context(trials.suspect(0))
+            await asyncio.wait_for(second.turn.wait(), 10)
+            assert trials.blame(stuck, computed=True) is Blame.SUSPECT
+        assert trials.blame(second, computed=True) is Blame.SUSPECT
+        assert trials.blame(None, computed=True) is Blame.SUSPECT
+
+
+async def test_whose_turn_comes_on_the_dead_engine_is_not_guilty() -> None:
+    """The one on trial was answered, or left, first: whoever follows it was not there when the engine died."""
+    for first_asks in (True, False):
+        trials = Trials(60)
+        with ExitStack() as stack:
+            with trials.suspect(0) as on:
+                next_one = stack.enter_context(trials.suspect(0))
+                verdict = trials.blame(on if first_asks else None, computed=True)
+                assert verdict is (Blame.GUILTY if first_asks else Blame.NONE)
+            assert next_one.turn.is_set()
+            assert trials.blame(next_one, computed=True) is Blame.NONE
+
+
 async def test_without_a_trial_all_that_was_computed_is_suspect() -> None:
     trials = Trials(60)
     assert trials.blame(None, computed=True) is Blame.SUSPECT
@@ -83,6 +107,7 @@ async def test_one_that_is_stuck_does_not_hold_the_others_up_and_blurs_the_verdi
         trials.got(second, PROOF_TOKENS, finished=False)
         assert third.turn.is_set()
         await asyncio.sleep(0.1)
+    trials = Trials(0.02)  # to which the death above is not the same
     with trials.suspect(0) as after:
         assert after.turn.is_set()
         assert trials.blame(after, computed=True) is Blame.GUILTY

@@ -68,7 +68,9 @@ class Trials:
         self._current: Trial | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._sequence = itertools.count()
-        self._convicted_at = -math.inf
+        self._died_at = -math.inf
+        self._accused: tuple[Trial, ...] = ()  # of that death: who was unproven when the first one asked
+        self._convicted = False
 
     @contextmanager
     def suspect(self, delivered: int) -> Iterator[Trial]:
@@ -106,13 +108,16 @@ class Trials:
             computed: the engine had begun to compute it.
         """
         now = asyncio.get_running_loop().time()
-        if not computed or now - self._convicted_at < _SAME_DEATH_SECONDS:
+        if now - self._died_at >= _SAME_DEATH_SECONDS:
+            # Who is answered leaves, and others' turns come, before the next one asks: the verdict is on those of now.
+            self._died_at, self._accused, self._convicted = now, tuple(self._unproven), False
+        if not computed:
             return Blame.NONE
-        if len(self._unproven) != 1:
+        if len(self._accused) != 1:
             return Blame.SUSPECT
-        if trial is not self._unproven[0]:
+        if trial is not self._accused[0] or self._convicted:
             return Blame.NONE
-        self._convicted_at = now
+        self._convicted = True
         TRIALS.labels("guilty").inc()
         return Blame.GUILTY
 
