@@ -112,8 +112,9 @@ class DecodeServicer(decode_pb2_grpc.DecodeServicer):
         run.trial = on_trial.enter_context(self._trials.suspect(len(run.request.delivered_token_ids)))
         run.timeline.enter(ledger_pb2.KIND_QUEUE)
         while not run.trial.turn.is_set():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(run.trial.turn.wait(), TELL_SECONDS)
+            with suppress(TimeoutError):  # not wait_for: Python 3.11's loses a cancellation that comes with the turn
+                async with asyncio.timeout(TELL_SECONDS):
+                    await run.trial.turn.wait()
             yield run.tell(run.timeline.timing())
         run.timeline.enter(ledger_pb2.KIND_OVERHEAD)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from baton.worker.trials import Trials
 from baton_decode.decode import DecodeServicer
 from baton_decode.placement import HERE, Prompt
 from baton_decode.placer import Decision
+from baton_decode.run import Run
 from baton_decode.spacing import Spacing
 from tests.decode.test_streaming import TOKENIZERS, a_request
 
@@ -96,3 +97,28 @@ async def test_whose_turn_comes_on_a_dead_engine_was_never_computed() -> None:
         engine.dead = True
     with pytest.raises(Unavailable, match="it is gone"):
         await waiting
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_cancel_that_comes_with_its_turn_is_not_lost(turns: int) -> None:
+    trials = Trials(60)
+    servicer = a_servicer(Engine(), trials)
+    run = Run(TOKENIZERS[0], a_suspect("r"))
+    on, its = ExitStack(), ExitStack()
+    with on, its:
+        on.enter_context(trials.suspect(0))
+
+        async def wait() -> None:
+            async with aclosing(servicer._await_turn(run, its)) as messages:
+                async for _ in messages:
+                    pass
+
+        waiting = asyncio.create_task(wait())
+        await until(lambda: run.trial is not None)
+        await asyncio.sleep(0.01)
+        on.close()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if waiting.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
