@@ -10,11 +10,13 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from baton.internal.v1 import worker_pb2, worker_pb2_grpc
 from baton.rpc.channel import server_options
 from baton.rpc.drain import Drain
 from baton.rpc.interceptor import RimInterceptor
+from baton.rpc.reflection import add_reflection
 from baton.rpc.service import Runtime, drained
 from baton.v1 import inference_pb2, inference_pb2_grpc
 
@@ -56,6 +58,7 @@ async def serving() -> AsyncIterator[tuple[Slow, Runtime, End, grpc.aio.Channel]
     slow = Slow()
     inference_pb2_grpc.add_InferenceServicer_to_server(slow, server)
     worker_pb2_grpc.add_WorkerServicer_to_server(slow, server)
+    add_reflection(["baton.v1.Inference"], server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -102,6 +105,36 @@ async def test_what_does_not_finish_is_unavailable_not_cancelled() -> None:
         await asyncio.wait_for(end(0.1), 10)
         assert {await call.code() for call in calls} == {grpc.StatusCode.UNAVAILABLE}
         assert slow.freed == 20, "and frees what it holds"
+
+
+async def test_an_idle_stream_of_a_tool_holds_nothing_up() -> None:
+    async with serving() as (_, runtime, end, channel):
+        stream = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
+        await stream.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        assert (await stream.read()).list_services_response.service
+        assert runtime.drain.calls == 0
+        await asyncio.wait_for(end(60.0), 20)
+        assert await stream.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_stream_that_tells_of_the_drain_ends_by_itself_behind_the_last_call() -> None:
+    drain, over = Drain(), asyncio.Event()
+
+    async def call(method: str, after: float) -> None:
+        async with drain.serving(method):
+            await over.wait()
+            await asyncio.sleep(after)
+
+    calls = [
+        asyncio.create_task(call("/baton.internal.v1.Decode/Generate", 0.0)),
+        asyncio.create_task(call("/baton.internal.v1.Worker/Watch", 0.05)),
+    ]
+    await asyncio.sleep(0)
+    ending = asyncio.create_task(drain.finish(60.0, 0.0))
+    await asyncio.sleep(0.5)
+    over.set()
+    await asyncio.wait_for(ending, 20)
+    assert await asyncio.gather(*calls) == [None, None], "neither was cut off"
 
 
 async def test_a_caller_who_cancels_is_no_affair_of_the_drain() -> None:
