@@ -57,6 +57,7 @@ class Tracking:
         self._prefix = prefix
         self._local = local
         self._ping_seconds = ping_seconds
+        self._ending = False
         self._said = ""
 
     @asynccontextmanager
@@ -67,11 +68,14 @@ class Tracking:
             try:
                 yield
             finally:
+                self._ending = True
                 task.cancel()
                 self._local.turn_off()
 
     async def _run(self) -> None:
-        while True:
+        # Told by a flag besides: in Python 3.11, a connection that fails while cancelled wins over the cancellation.
+        # Task.cancelling() does not tell either: a task group that failed leaves it raised.
+        while not self._ending:
             pause = _PAUSE
             try:
                 await self._listen_to_all()
@@ -82,7 +86,8 @@ class Tracking:
                 self._say(logging.INFO, "the local tier is off: the connection that tells of changes is lost")
             finally:
                 self._local.turn_off()
-            await asyncio.sleep(pause)
+            if not self._ending:
+                await asyncio.sleep(pause)
 
     async def _listen_to_all(self) -> None:
         addresses = self._addresses()
