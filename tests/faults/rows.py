@@ -224,7 +224,7 @@ ROWS: Final = (
         Load(32, seconds=40.0, slow=0.05, silent=0.05),
         Lengths(prompt=(4, 160), answer=(4, 200)),
         (),
-        (_NO, _F.spacing(1.05), _F.memory("router-0")),
+        (_NO, _F.code("never reads", "RESOURCE_EXHAUSTED"), _F.spacing(1.05), _F.memory("router-0")),
         calm=True,
     ),
     Scenario(
