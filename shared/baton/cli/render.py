@@ -60,6 +60,8 @@ def usage_line(answer: Answer, first_token_ns: int | None, elapsed_ns: int) -> F
         parts.append("prefill local")
     if answer.migrations:
         parts.append(f"moved {answer.migrations}×")
+    if answer.resumes:
+        parts.append(f"resumed at another router {answer.resumes}×")
     if _ENDED[answer.finish_reason]:
         parts.append(_ENDED[answer.finish_reason])
     return Flow([Text(part, style="dim") for part in parts])

@@ -117,7 +117,9 @@ def up(
         tls=tls,
     )
     if tls and importlib.util.find_spec("cryptography") is None:
-        console.fail("--tls needs the extra `tls`, which is not installed", code=2)
+        console.fail(
+            "--tls needs the extra `tls`, which is not installed: ./scripts/setup engine,redis-server,tls", code=2
+        )
     _require_free(listen)
     if ready_file is not None and not ready_file.absolute().parent.is_dir():
         console.fail(f"--ready-file {ready_file}: there is no such directory", code=2)

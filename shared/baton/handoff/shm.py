@@ -120,6 +120,8 @@ async def _serve(connection: socket.socket, token: bytes, lent: Sequence[int]) -
         async with asyncio.timeout(_SECONDS):
             while len(said) < _TOKEN_BYTES and (data := await loop.sock_recv(connection, _TOKEN_BYTES - len(said))):
                 said += data
+        if not said:
+            return  # whoever starts here looks whether we live, and says nothing
         if not hmac.compare_digest(said, token):
             log.warning("a process that did not know the token asked for the pool's memory")
             return
