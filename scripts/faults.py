@@ -2,7 +2,7 @@
 
     python scripts/faults.py [--only F1,F6] [--list] [--json] [--no-page] [--lock FILE]
 
-All rows take about half an hour on two cores. Engines are forked from a process that has imported torch, as in the test
+Engines are forked from a process that has imported torch, as in the test
 suite: one that was killed is back after about a second. The exit status is 4 when a promise was broken or a number was
 missed.
 """
@@ -10,13 +10,11 @@ missed.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Final
@@ -41,6 +39,8 @@ from tests.faults.scenario import Result, Scenario, perform  # noqa: E402
 from tests.fixtures import zygote  # noqa: E402
 from tests.fixtures.models import random_llama  # noqa: E402
 
+from baton.bench.turns import taking_turns  # noqa: E402
+
 
 def main(
     only: Annotated[str, typer.Option(help="Rows, with commas between them, as F1,F14; default: all.")] = "",
@@ -62,7 +62,7 @@ def main(
         return
     logging.getLogger("transformers").setLevel(logging.ERROR)
     console = Console(stderr=True)
-    with _locked(lock), zygote.serving():
+    with taking_turns(lock), zygote.serving():
         results = asyncio.run(_run(chosen, console, as_lines, page, seed))
     missed = [result for result in results if not result.held]
     console.print(f"{len(results) - len(missed)} of {len(results)} scenarios hold")
@@ -131,16 +131,6 @@ def _write(result: Result) -> None:
     if not begun or not ended:
         raise typer.BadParameter(f"{PAGE} has no {BEGIN.strip()} with its {END}")
     PAGE.write_text(before + BEGIN + merged(old, [result]) + END + after, encoding="utf-8")
-
-
-@contextmanager
-def _locked(lock: Path | None) -> Iterator[None]:
-    if lock is None:
-        yield
-        return
-    with lock.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 if __name__ == "__main__":

@@ -7,13 +7,10 @@ Without --only it takes about half an hour. Peers are measured when an environme
 
 from __future__ import annotations
 
-import fcntl
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -26,6 +23,7 @@ WITHOUT_MODEL: Final = ("handoff",)
 sys.path[:0] = [str(ROOT), str(ROOT / "shared")]
 
 from baton.bench.machine import circumstances  # noqa: E402
+from baton.bench.turns import taking_turns  # noqa: E402
 
 MISSED: Final = 4
 """Exit code of a benchmark whose figures are below what is wanted."""
@@ -60,7 +58,7 @@ def main(
             if section not in _commands():
                 typer.echo(f"{section}: this build has no such benchmark, left as it is", err=True)
                 continue
-            with _alone(lock):
+            with taking_turns(lock):
                 table = _run(command, [*(() if section in WITHOUT_MODEL else ("--model", str(model))), *again])
         page.write_text(replaced(page.read_text(encoding="utf-8"), section, table), encoding="utf-8")
 
@@ -94,16 +92,6 @@ def _run(command: list[str], flags: list[str]) -> str:
         # Where the model and the table lay is this machine's affair.
         table = path.read_text(encoding="utf-8").replace(f" --markdown {path}", "")
         return re.sub(r"--model \S+", "--model DIR", table)
-
-
-@contextmanager
-def _alone(lock: Path | None) -> Iterator[None]:
-    if lock is None:
-        yield
-        return
-    with lock.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 if __name__ == "__main__":

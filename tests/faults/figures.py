@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
-from tests.faults.history import Asked, History
+from tests.faults.history import Asked, History, Summed
 from tests.faults.scenario import Check, Figure, Run
 
 _LOST = ("is silent", "is not there", "lost a request")
@@ -199,18 +199,23 @@ def _mean_seconds(history: History) -> dict[str, float]:
     return {kind: sum(ledger.get(kind, 0.0) for ledger in ledgers) / len(ledgers) for kind in kinds}
 
 
-def share_remote() -> Check:
-    """How many prompts were computed remotely, calmly and under the fault; only told."""
+def _share(name: str, counts: Callable[[Summed], bool]) -> Check:
+    """How many of the answers it holds for, calmly and under the fault; only told."""
 
     def check(run: Run) -> Figure:
         def count(history: History) -> str:
-            all_of_them = [a.summed for r in history.requests for a in r.attempts if a.summed is not None]
-            return f"{sum(one.remote for one in all_of_them)} of {len(all_of_them)}"
+            answers = [a.summed for r in history.requests for a in r.attempts if a.summed is not None]
+            return f"{sum(map(counts, answers))} of {len(answers)}"
 
         before = f"; calmly {count(run.calm)}" if run.calm else ""
-        return Figure("prefilled remotely", "", f"{count(run.history)}{before}")
+        return Figure(name, "", f"{count(run.history)}{before}")
 
     return check
+
+
+def share_remote() -> Check:
+    """How many prompts were computed remotely; only told."""
+    return _share("prefilled remotely", lambda summed: summed.remote)
 
 
 def preempted(at_least: int = 1) -> Check:
@@ -242,16 +247,7 @@ def throughput() -> Check:
 
 def from_cache() -> Check:
     """Requests that the response cache answered; only told."""
-
-    def check(run: Run) -> Figure:
-        def count(history: History) -> str:
-            answers = [a.summed for r in history.requests for a in r.attempts if a.summed is not None]
-            return f"{sum(one.from_cache for one in answers)} of {len(answers)}"
-
-        before = f"; calmly {count(run.calm)}" if run.calm else ""
-        return Figure("answered from the cache", "", f"{count(run.history)}{before}")
-
-    return check
+    return _share("answered from the cache", lambda summed: summed.from_cache)
 
 
 def first_token(share: float = 0.99) -> Check:
